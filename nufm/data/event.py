@@ -115,6 +115,7 @@ class PointBatch:
         labels: name -> int64 (N,), -1 = ignore.
         seeds: int64 (B,) seed of each event's own random stream.
         names: B event names for messages.
+        grid_size: edge of a lattice cell in the units of ``coord``.
     """
 
     coord: Tensor
@@ -126,6 +127,7 @@ class PointBatch:
     labels: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     seeds: Tensor | None = None
     names: tuple[str, ...] = ()
+    grid_size: float = 0.0
 
     def __post_init__(self) -> None:
         n = len(self.coord)
@@ -247,6 +249,7 @@ class PointBatch:
             labels=labels,
             seeds=torch.tensor([e.seed for e in events], dtype=torch.int64),
             names=tuple(e.name for e in events),
+            grid_size=grid_size,
         )
 
 
