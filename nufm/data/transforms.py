@@ -15,6 +15,7 @@ detector's half diagonal is 1), energies are in MeV.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,10 +36,29 @@ class Transform:
         raise TypeError(f"{type(self).__name__} does not define __call__(event, rng) -> event")
 
 
+class CoordTransform(Transform):
+    """A transform that moves points and changes nothing else: subclasses define ``move``."""
+
+    def move(self, coord: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """New coordinates float32 (N, 3); ``coord`` itself stays as it is."""
+        raise TypeError(f"{type(self).__name__} does not define move(coord, rng) -> coord")
+
+    def __call__(self, event: Event, rng: np.random.Generator) -> Event:
+        return event.replace(coord=self.move(_coord(event, self), rng))
+
+
 def compose(transforms: Sequence[Transform], event: Event, rng: np.random.Generator) -> Event:
     """The transforms applied one after the other."""
-    for transform in transforms:
-        event = transform(event, rng)
+    for moving, group in itertools.groupby(transforms, lambda t: isinstance(t, CoordTransform)):
+        if moving:  # one new event for the whole run: making events would cost more than moving their points
+            group = list(group)
+            coord = _coord(event, group[0])
+            for transform in group:
+                coord = transform.move(coord, rng)
+            event = event.replace(coord=coord)
+        else:
+            for transform in group:
+                event = transform(event, rng)
     return event
 
 
@@ -163,18 +183,17 @@ class EnergyJitter(Transform):
 
 
 @dataclass(frozen=True)
-class CenterShift(Transform):
+class CenterShift(CoordTransform):
     """Subtracts the centre of the bounding box."""
 
-    def __call__(self, event: Event, rng: np.random.Generator) -> Event:
-        coord = _coord(event, self)
+    def move(self, coord: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if len(coord) == 0:
-            return event
-        return event.replace(coord=coord - (coord.min(0) + coord.max(0)) / np.float32(2))
+            return coord
+        return coord - (coord.min(0) + coord.max(0)) / np.float32(2)
 
 
 @dataclass(frozen=True)
-class RandomRotate(Transform):
+class RandomRotate(CoordTransform):
     """With probability ``p``, a right-handed rotation about one axis through the origin.
 
     Args:
@@ -187,37 +206,35 @@ class RandomRotate(Transform):
     p: float = 0.8
     max_angle: float = math.pi
 
-    def __call__(self, event: Event, rng: np.random.Generator) -> Event:
-        coord = _coord(event, self)
+    def move(self, coord: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if rng.random() >= self.p:
-            return event
+            return coord
         angle = rng.uniform(-self.max_angle, self.max_angle)
         first, second = (AXES.index(self.axis) + 1) % 3, (AXES.index(self.axis) + 2) % 3
         cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
         rotated = coord.copy()
         rotated[:, first] = cos * coord[:, first] - sin * coord[:, second]
         rotated[:, second] = sin * coord[:, first] + cos * coord[:, second]
-        return event.replace(coord=rotated)
+        return rotated
 
 
 @dataclass(frozen=True)
-class RandomFlip(Transform):
+class RandomFlip(CoordTransform):
     """Changes the sign of each of ``axes`` independently, with probability ``p`` each."""
 
     axes: tuple[Axis, ...] = AXES
     p: float = 0.5
 
-    def __call__(self, event: Event, rng: np.random.Generator) -> Event:
-        coord = _coord(event, self)
+    def move(self, coord: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         sign = np.ones(3, dtype=np.float32)
         for axis in self.axes:
             if rng.random() < self.p:
                 sign[AXES.index(axis)] = -1
-        return event.replace(coord=coord * sign)
+        return coord * sign
 
 
 @dataclass(frozen=True)
-class CoordJitter(Transform):
+class CoordJitter(CoordTransform):
     """Adds clip(N(0, σ), ±clip) to every coordinate. The defaults are 0.17 and 0.67 PILArNet voxels.
 
     Args:
@@ -228,10 +245,9 @@ class CoordJitter(Transform):
     sigma: float = 0.00025
     clip: float = 0.001
 
-    def __call__(self, event: Event, rng: np.random.Generator) -> Event:
-        coord = _coord(event, self)
+    def move(self, coord: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         noise = rng.standard_normal(coord.shape, dtype=np.float32) * np.float32(self.sigma)
-        return event.replace(coord=coord + np.clip(noise, -self.clip, self.clip))
+        return coord + np.clip(noise, -self.clip, self.clip)
 
 
 def event_transforms(grid_size: float = 0.001) -> list[Transform]:

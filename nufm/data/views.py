@@ -50,7 +50,7 @@ class ViewBatch:
             )
         if self.locals_.n_events != self.n_events * self.n_local:
             raise ValueError(
-                f"{self.locals_.n_events} local views for {self.n_events} events, expected {self.n_local} each"
+                f"{self.locals_.n_events} local views of {self.n_events} events, expected {self.n_local} each"
             )
 
     @property
