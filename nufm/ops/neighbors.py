@@ -1,0 +1,167 @@
+"""Who is next to whom: neighbour maps on the lattice and nearest points in space.
+
+Shape legend: N points, M query points, B events, U occupied cells, K = kernel_size^3 taps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nufm.ops.serialize import check_packed, event_index
+
+MAX_KEY = 2**62  # keys of cells are int64; one bit is left for the search beyond the last cell
+PAIRS_PER_CHUNK = 2**22
+
+
+def cell_keys(grid: Tensor, offsets: Tensor, pad: int = 0) -> tuple[Tensor, tuple[int, int, int]]:
+    """One integer per point that sorts as (event, x, y, z).
+
+    Args:
+        grid: int64 (N, 3), >= 0.
+        offsets: int64 (B+1,).
+        pad: empty cells kept free after the largest coordinate, so that a step of up to ``pad`` cells along any axis
+            never lands on an occupied cell of another row, plane or event.
+
+    Returns:
+        int64 (N,) keys, and the strides (of one event, of x, of y); z has stride 1.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, negative coordinates, or a lattice too large for 64-bit keys.
+    """
+    check_packed(grid, offsets)
+    if len(grid) == 0:
+        return grid.new_zeros(0), (1, 1, 1)
+    low, high = torch.aminmax(grid, dim=0)
+    low, high = low.tolist(), high.tolist()
+    if min(low) < 0:
+        raise ValueError(f"lattice coordinates must be >= 0, found {min(low)}; subtract each event's own minimum first")
+    nx, ny, nz = (h + 1 + pad for h in high)
+    if (len(offsets) - 1) * nx * ny * nz > MAX_KEY:
+        raise ValueError(
+            f"{len(offsets) - 1} events of {nx} x {ny} x {nz} cells exceed a 64-bit key; use a coarser grid size"
+        )
+    x, y, z = grid.unbind(1)
+    event = event_index(offsets, len(grid))
+    return ((event * nx + x) * ny + y) * nz + z, (nx * ny * nz, ny * nz, nz)
+
+
+def neighbor_map(grid: Tensor, offsets: Tensor, kernel_size: int = 3) -> Tensor:
+    """Index of the neighbour of each point at each tap of a cubic kernel.
+
+    Args:
+        grid: int64 (N, 3), >= 0.
+        offsets: int64 (B+1,); neighbours never belong to another event.
+        kernel_size: odd edge k of the kernel.
+
+    Returns:
+        int64 (N, k^3), -1 where the cell is empty. Tap t looks at ``grid + (t // k^2, t // k % k, t % k) - k // 2``
+        (C order over the grid columns). Where several points share a cell, the centre tap is each point itself
+        and the other taps, of all who look into that cell, are its point of lowest packed index.
+
+    Raises:
+        ValueError: an even kernel size, or as :func:`cell_keys`.
+    """
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"the kernel size must be odd and positive, found {kernel_size}")
+    keys, (_, stride_x, stride_y) = cell_keys(grid, offsets, pad=kernel_size // 2)
+    keys, order = torch.sort(keys, stable=True)
+    first = torch.ones_like(keys, dtype=torch.bool)
+    first[1:] = keys[1:] != keys[:-1]
+    table = _cell_neighbors(keys[first], kernel_size, stride_x, stride_y)  # (K, U), in units of cells
+
+    # From cells back to points. Row U of the lists below stands for "no cell".
+    point = torch.cat([order[first], order.new_full((1,), -1)])
+    cell = torch.empty_like(order)
+    cell[order] = first.cumsum(0) - 1
+    table = point[table].index_select(1, cell)
+    table[kernel_size**3 // 2] = torch.arange(len(grid), device=grid.device)
+    return table.t()
+
+
+def _cell_neighbors(keys: Tensor, kernel_size: int, stride_x: int, stride_y: int) -> Tensor:
+    """(K, U) neighbour of each cell among the sorted distinct ``keys`` (U,); U where there is none."""
+    u, radius, taps = len(keys), kernel_size // 2, kernel_size**3
+    cells = torch.arange(u, device=keys.device)
+    table = keys.new_full((taps, u + 1), u)  # column U takes what points to "none" and is dropped
+    padded = torch.cat([keys, keys.new_full((1,), torch.iinfo(torch.int64).max)])
+    # Tap t of a cell is tap K-1-t of the neighbour, so half of the taps suffice. The cells of one column (along z) are
+    # consecutive keys, so that one search per column suffices.
+    for column in range(kernel_size**2 // 2, kernel_size**2):
+        dx, dy = column // kernel_size - radius, column % kernel_size - radius
+        low = 1 if dx == dy == 0 else -radius
+        target = keys + (dx * stride_x + dy * stride_y + low)
+        place = cells + 1 if dx == dy == 0 else torch.searchsorted(keys, target)
+        for dz in range(low, radius + 1):
+            hit = padded[place] == target
+            found = torch.where(hit, place, u)
+            tap = column * kernel_size + dz + radius
+            table[tap, :u] = found
+            table[taps - 1 - tap].scatter_(0, found, cells)
+            place = place + hit
+            target = target + 1
+    table[taps // 2, :u] = cells
+    return table[:, :u]
+
+
+def nearest(query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, max_distance: float) -> Tensor:
+    """The nearest key of each query within the same event.
+
+    Args:
+        query: float (M, 3).
+        query_offsets: int64 (B+1,).
+        key: float (N, 3).
+        key_offsets: int64 (B+1,), the same B.
+        max_distance: only keys strictly closer than this count (Euclid, not squared); may be infinite.
+
+    Returns:
+        int64 (M,) row of ``key``, -1 where none is close enough; the lowest row among equally near ones.
+
+    Raises:
+        ValueError: wrong shapes, or a different number of events.
+    """
+    check_packed(query, query_offsets, "query", dtype=None)
+    check_packed(key, key_offsets, "key", dtype=None)
+    if len(query_offsets) != len(key_offsets):
+        raise ValueError(f"queries have {len(query_offsets) - 1} events, keys have {len(key_offsets) - 1}")
+    result = torch.full((len(query),), -1, dtype=torch.int64, device=query.device)
+    if len(query) == 0 or len(key) == 0 or not max_distance > 0:
+        return result
+    # Cells at least max_distance wide: every key that counts lies in one of the 27 cells around the query.
+    # Double precision and a hair of margin, since a key at nearly max_distance must not round into the 28th.
+    query, key = query.detach().double(), key.detach().double()
+    low = torch.minimum(query.amin(0), key.amin(0))
+    extent = float((torch.maximum(query.amax(0), key.amax(0)) - low).max())
+    edge = max(min(max_distance, 2 * extent), extent / 2**14, 1e-30) * (1 + 1e-9)
+    both = torch.cat([torch.floor((p - low) / edge).long() + 1 for p in (key, query)])
+    size = both.amax(0) + 2
+    strides = torch.stack([size[1] * size[2], size[2], torch.ones_like(size[0])])
+    event = torch.cat([event_index(key_offsets, len(key)), event_index(query_offsets, len(query))])
+    code = event * (size[0] * strides[0]) + (both * strides).sum(1)
+    key_code, key_order = torch.sort(code[: len(key)], stable=True)
+    query_code = code[len(key) :]
+
+    # Nine columns of three cells each: in every column the keys are one run of the sorted list.
+    step = torch.arange(-1, 2, device=code.device)
+    column = (step[:, None] * strides[0] + step * strides[1]).flatten()
+    middle = query_code[:, None] + column  # (M, 9)
+    start = torch.searchsorted(key_code, middle - 1)
+    count = torch.searchsorted(key_code, middle + 1, right=True) - start
+
+    pairs = count.sum(1).cumsum(0)
+    n_chunks = 1 + int(pairs[-1]) // PAIRS_PER_CHUNK
+    cuts = torch.searchsorted(pairs, torch.arange(1, n_chunks, device=pairs.device) * PAIRS_PER_CHUNK)
+    bounds = [0, *cuts.tolist(), len(query)]
+    for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
+        runs = count[lo:hi].flatten()
+        run = torch.arange(len(runs), device=runs.device).repeat_interleave(runs)
+        rank = torch.arange(len(run), device=runs.device) - (runs.cumsum(0) - runs)[run]
+        candidate = key_order[start[lo:hi].flatten()[run] + rank]
+        row = run // 9
+        distance = (query[lo:hi][row] - key[candidate]).square().sum(1).sqrt()
+        best = distance.new_full((hi - lo,), max_distance).scatter_reduce(0, row, distance, "amin")
+        is_best = (distance == best[row]) & (distance < max_distance)
+        winner = candidate.new_full((hi - lo,), len(key))
+        winner.scatter_reduce_(0, row[is_best], candidate[is_best], "amin")
+        result[lo:hi] = torch.where(winner < len(key), winner, -1)
+    return result

@@ -1,0 +1,238 @@
+"""Lattice cells and space-filling curves: the order in which attention reads the points of an event.
+
+Shape legend: N points, B events, K curves. ``offsets`` (B+1,) int64 runs from 0 to N (``cu_seqlens``).
+
+The z-order and Hilbert codes follow Point Transformer V3 (Wu et al., arXiv 2312.10035, section 4.1); the Hilbert code is
+Skilling's transform (J. Skilling, "Programming the Hilbert curve", AIP Conf. Proc. 707, 381, 2004). A Hilbert curve
+depends on its depth (each further level turns the axes), therefore ``depth`` is a fixed number of bits by default:
+chosen per batch, as in the published code, an event's order would depend on its batch mates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+CURVES = ("z", "z-trans", "hilbert", "hilbert-trans")
+MAX_DEPTH = 16  # 3 x 16 bits of code leave 15 bits of an int64 key for the event number
+
+
+def check_packed(rows: Tensor, offsets: Tensor, name: str = "grid", dtype: torch.dtype | None = torch.int64) -> None:
+    """Refuse arguments that are not N packed rows with three columns and (B+1,) offsets.
+
+    Raises:
+        ValueError: names the argument, what was found and what is expected.
+    """
+    if rows.dim() != 2 or rows.shape[1] != 3 or (dtype is not None and rows.dtype != dtype):
+        wanted = "three columns" if dtype is None else f"(N, 3) {dtype}"
+        raise ValueError(f"'{name}' must be {wanted}, found shape {tuple(rows.shape)} {rows.dtype}")
+    if offsets.dim() != 1 or len(offsets) < 1 or offsets.dtype != torch.int64:
+        raise ValueError(
+            f"offsets of '{name}' must be int64 (B+1,) from 0 to N, found shape {tuple(offsets.shape)} {offsets.dtype}"
+        )
+    if offsets.device.type == "cpu" and int(offsets[-1]) != len(rows):  # elsewhere the check would wait for the device
+        raise ValueError(f"offsets of '{name}' end at {int(offsets[-1])}, but there are {len(rows)} rows")
+
+
+def event_index(offsets: Tensor, n: int) -> Tensor:
+    """int64 (N,): the event of each of the ``n`` packed rows."""
+    events = torch.arange(len(offsets) - 1, device=offsets.device)
+    return events.repeat_interleave(offsets.diff(), output_size=n)
+
+
+def quantize(coord: Tensor, offsets: Tensor, size: float) -> Tensor:
+    """Lattice cell of each point, counted from the event's own minimum.
+
+    Args:
+        coord: float (N, 3).
+        offsets: int64 (B+1,).
+        size: edge of a cell in the units of ``coord``.
+
+    Returns:
+        int64 (N, 3), ``floor(coord / size)`` minus its minimum over the event.
+
+    Raises:
+        ValueError: ``coord`` is not a floating (N, 3) tensor, or ``size`` is not positive.
+    """
+    check_packed(coord, offsets, "coord", dtype=None)
+    if not coord.is_floating_point():
+        raise ValueError(f"'coord' must be floating point, found {coord.dtype}; lattice indices need no quantize")
+    if not size > 0:
+        raise ValueError(f"the cell edge must be > 0, found {size}")
+    cell = torch.floor(coord / size).long()
+    event = event_index(offsets, len(coord))[:, None].expand(-1, 3)
+    low = cell.new_zeros(len(offsets) - 1, 3).scatter_reduce(0, event, cell, "amin", include_self=False)
+    return cell - low.gather(0, event)
+
+
+def bit_length(grid: Tensor) -> int:
+    """Bits needed for the largest coordinate of ``grid`` (N, 3); 1 for an empty one.
+
+    Raises:
+        ValueError: a coordinate is negative.
+    """
+    if grid.numel() == 0:
+        return 1
+    low, high = (int(v) for v in torch.aminmax(grid))
+    if low < 0:
+        raise ValueError(f"lattice coordinates must be >= 0, found {low}; subtract each event's own minimum first")
+    return max(1, high.bit_length())
+
+
+def _checked_bits(grid: Tensor, depth: int) -> int:
+    if grid.dim() != 2 or grid.shape[1] != 3 or grid.dtype != torch.int64:
+        raise ValueError(f"'grid' must be (N, 3) torch.int64, found shape {tuple(grid.shape)} {grid.dtype}")
+    if not 1 <= depth <= MAX_DEPTH:
+        raise ValueError(f"the depth of a curve must be 1..{MAX_DEPTH} bits per axis, found {depth}")
+    bits = bit_length(grid)
+    if bits > depth:
+        raise ValueError(
+            f"a lattice cell has coordinate {int(grid.max())}, but a curve of depth {depth} ends at {2**depth - 1}; "
+            f"use a larger depth (up to {MAX_DEPTH}) or a coarser grid size"
+        )
+    return bits
+
+
+def _spread(x: Tensor) -> Tensor:
+    """Move bit i of a number below 2^16 to bit 3i."""
+    x = (x | x << 32) & 0x1F00000000FFFF
+    x = (x | x << 16) & 0x1F0000FF0000FF
+    x = (x | x << 8) & 0x100F00F00F00F00F
+    x = (x | x << 4) & 0x10C30C30C30C30C3
+    return (x | x << 2) & 0x1249249249249249
+
+
+def _interleave(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    return _spread(x) << 2 | _spread(y) << 1 | _spread(z)
+
+
+def _hilbert(x: Tensor, y: Tensor, z: Tensor, depth: int, bits: int) -> Tensor:
+    # Above the highest bit in use all bits are 0, and one level of the loop below only turns (x, y, z) into (z, x, y).
+    for _ in range((depth - bits) % 3):
+        x, y, z = z, x, y
+    axes = [x, y, z]
+    for level in range(bits - 1, 0, -1):
+        low = (1 << level) - 1
+        for i in range(3):
+            # Where the bit is set, invert the lower bits of axis 0; elsewhere exchange them with those of axis i.
+            is_set = -((axes[i] >> level) & 1)
+            swap = (axes[0] ^ axes[i]) & ~is_set & low
+            axes[0] = axes[0] ^ ((is_set & low) | swap)
+            if i > 0:
+                axes[i] = axes[i] ^ swap
+    code = _interleave(*axes)
+    for shift in (1, 2, 4, 8, 16, 32):  # Gray code to binary
+        code = code ^ code >> shift
+    return code
+
+
+def z_order(grid: Tensor, depth: int = MAX_DEPTH) -> Tensor:
+    """Z-order (Morton) code: bit i of x, y, z becomes bit 3i+2, 3i+1, 3i.
+
+    Args:
+        grid: int64 (N, 3), 0 <= coordinate < 2^depth.
+        depth: bits per axis, at most 16 (it only limits the coordinates: the code does not depend on it).
+
+    Returns:
+        int64 (N,).
+
+    Raises:
+        ValueError: wrong shape or dtype, a negative coordinate or one that exceeds the depth.
+    """
+    _checked_bits(grid, depth)
+    return _interleave(*grid.unbind(1))
+
+
+def hilbert(grid: Tensor, depth: int = MAX_DEPTH) -> Tensor:
+    """Hilbert code: consecutive codes are face neighbours.
+
+    Args:
+        grid: int64 (N, 3), 0 <= coordinate < 2^depth.
+        depth: bits per axis, at most 16.
+
+    Returns:
+        int64 (N,). The corners of the unit cube (depth 1) come in the order 000 001 011 010 110 111 101 100.
+
+    Raises:
+        ValueError: wrong shape or dtype, a negative coordinate or one that exceeds the depth.
+    """
+    bits = _checked_bits(grid, depth)
+    return _hilbert(*grid.unbind(1), depth, bits)
+
+
+def curve_code(grid: Tensor, curve: str, depth: int = MAX_DEPTH) -> Tensor:
+    """Code of each cell along a named curve; ``-trans`` exchanges x and y first.
+
+    Args:
+        grid: int64 (N, 3), 0 <= coordinate < 2^depth.
+        curve: ``z``, ``z-trans``, ``hilbert`` or ``hilbert-trans``.
+        depth: bits per axis, at most 16.
+
+    Returns:
+        int64 (N,), below 2^(3 depth).
+
+    Raises:
+        ValueError: an unknown curve, or as :func:`hilbert`.
+    """
+    return _curve_code(grid, curve, depth, _checked_bits(grid, depth))
+
+
+def _curve_code(grid: Tensor, curve: str, depth: int, bits: int) -> Tensor:
+    if curve not in CURVES:
+        raise ValueError(f"unknown curve '{curve}', expected one of {', '.join(CURVES)}")
+    x, y, z = grid.unbind(1)
+    if curve.endswith("-trans"):
+        x, y = y, x
+    return _interleave(x, y, z) if curve.startswith("z") else _hilbert(x, y, z, depth, bits)
+
+
+def event_code(grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: int | None = MAX_DEPTH) -> Tensor:
+    """Codes with the event number in front: ``event << 3 depth | code``.
+
+    Args:
+        grid: int64 (N, 3), 0 <= coordinate < 2^depth.
+        offsets: int64 (B+1,).
+        curves: K names of curves.
+        depth: bits per axis; None takes the bit length of the largest coordinate of the whole batch, as published.
+
+    Returns:
+        int64 (K, N).
+
+    Raises:
+        ValueError: bad shapes, an unknown curve, coordinates that exceed the depth, or more events than fit in a key.
+    """
+    check_packed(grid, offsets)
+    if depth is None:
+        depth = bit_length(grid)
+    bits = _checked_bits(grid, depth)
+    n_events = len(offsets) - 1
+    if 3 * depth + n_events.bit_length() > 63:
+        raise ValueError(f"{n_events} events and a curve of depth {depth} exceed a 63-bit key; use a smaller depth or batch")
+    event = event_index(offsets, len(grid)) << 3 * depth
+    codes = [event | _curve_code(grid, curve, depth, bits) for curve in curves]
+    return torch.stack(codes) if codes else grid.new_zeros(0, len(grid))
+
+
+def serialize(
+    grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: int | None = MAX_DEPTH
+) -> tuple[Tensor, Tensor]:
+    """Orders of the points along each curve, event by event.
+
+    Args:
+        grid: int64 (N, 3), 0 <= coordinate < 2^depth.
+        offsets: int64 (B+1,).
+        curves: K names of curves.
+        depth: bits per axis, see :func:`event_code`.
+
+    Returns:
+        ``order`` (K, N): ``order[k, j]`` is the point at place j of curve k; events keep their rows, points that share
+        a cell keep their packed order. ``inverse`` (K, N): the place of each point, ``order[k, inverse[k, i]] = i``.
+
+    Raises:
+        ValueError: as :func:`event_code`.
+    """
+    order = torch.argsort(event_code(grid, offsets, curves, depth), dim=1, stable=True)
+    place = torch.arange(len(grid), device=grid.device).expand_as(order)
+    return order, torch.empty_like(order).scatter_(1, order, place)
