@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from nufm.data.event import PointBatch, offsets_from_counts
 from nufm.data.views import ViewBatch
 from nufm.models.heads import PrototypeHead
-from nufm.models.ptv3 import PointTransformerV3, Stage, pool_mean, upcast
+from nufm.models.ptv3 import Block, PointTransformerV3, Stage, pool_mean, upcast
 from nufm.ops.neighbors import nearest
 from nufm.ops.random import counter_normal, counter_uniform
 from nufm.ops.serialize import quantize
@@ -119,7 +119,7 @@ class SelfDistillation(LightningModule):
         cycle_momentum: bool = False,
     ) -> None:
         super().__init__()
-        if not encoder.mask_token_enabled:
+        if encoder.embedding.mask_token is None:
             raise ValueError("self-distillation masks points: build the encoder with mask_token=True")
         if upcast_levels >= len(encoder.channels):
             raise ValueError(f"upcast_levels is {upcast_levels}, the encoder has {len(encoder.channels) - 1} poolings")
@@ -127,7 +127,9 @@ class SelfDistillation(LightningModule):
         self.student = Branch(encoder, head_hidden, head_bottleneck, prototypes, upcast_levels)
         self.teacher = copy.deepcopy(self.student)
         self.teacher.requires_grad_(False)
-        self.teacher.backbone.set_drop_path(0.0)
+        for module in self.teacher.modules():
+            if isinstance(module, Block):
+                module.drop_path = 0.0
         self.register_buffer("center_mask", torch.zeros(prototypes))
         self.register_buffer("center_unmask", torch.zeros(prototypes))
 

@@ -255,6 +255,22 @@ class PointTransformerV3(nn.Module):
         window_rule: Literal["fixed", "shrink_to_smallest"] = "fixed",
     ) -> None:
         super().__init__()
+        # What an export writes down to build the same encoder again.
+        self.arguments = {
+            "in_channels": in_channels,
+            "depths": list(depths),
+            "channels": list(channels),
+            "heads": list(heads),
+            "window": window,
+            "curves": list(curves),
+            "mlp_ratio": mlp_ratio,
+            "drop_path": drop_path,
+            "layer_scale": layer_scale,
+            "mask_token": mask_token,
+            "shuffle_orders": shuffle_orders,
+            "depth_bits": depth_bits,
+            "window_rule": window_rule,
+        }
         n_stages = len(depths)
         if not n_stages == len(channels) == len(heads) or n_stages == 0:
             raise ValueError(

@@ -1,0 +1,148 @@
+"""What a pretraining run ends with: does the encoder know more than it did, in numbers and pictures.
+
+Macro-F1 of a linear probe for the 5 motif classes on held-out events, for (a) raw inputs, (b) the same encoder
+untrained, (c) pretrained, over several probe seeds; an event display; the same event coloured by the first three
+principal components of its features, untrained beside pretrained.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from nufm.data.event import MOTIF_NAMES
+from nufm.methods.linear_probe import (
+    Features,
+    ProbeSettings,
+    collect,
+    encoder_features,
+    fit_probe,
+    raw_features,
+    score_probe,
+)
+from nufm.models.ptv3 import PointTransformerV3
+
+if TYPE_CHECKING:
+    from lightning import LightningModule
+
+    from nufm.data.datamodule import PointDataModule
+
+ROWS = {
+    "raw": "raw inputs (energy, neighbour counts)",
+    "untrained": "same encoder, untrained",
+    "pretrained": "same encoder, pretrained",
+}
+
+
+def untrained_twin(encoder: PointTransformerV3, seed: int) -> PointTransformerV3:
+    """The same architecture with fresh weights; leaves the global random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return type(encoder)(**encoder.arguments).eval()
+
+
+def probe_table(
+    module: LightningModule,
+    datamodule: PointDataModule,
+    n_events: int,
+    settings: ProbeSettings,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    label: str = "motif",
+) -> dict:
+    """Scores of (a), (b), (c) for every seed. A seed fixes the probe's start and order and the untrained weights."""
+    device = module.device
+    scores: dict[str, list[dict]] = {row: [] for row in ROWS}
+
+    def score(row: str, features: Features, seeds: tuple[int, ...]) -> None:
+        sets = {
+            split: collect(features, datamodule.probe_dataloader(split, n_events), label, device)
+            for split in ("train", "test")
+        }
+        for seed in seeds:
+            probe = fit_probe(*sets["train"], len(MOTIF_NAMES), settings, seed)
+            found = score_probe(probe, *sets["test"])
+            scores[row].append({"macro_f1": float(found["macro_f1"]), "f1": [float(f) for f in found["f1"]]})
+
+    jobs = [("raw", raw_features, seeds), ("pretrained", encoder_features(module.encoder), seeds)]
+    for seed in seeds:
+        twin = untrained_twin(module.encoder, seed).to(device)
+        jobs.append(("untrained", encoder_features(twin), (seed,)))
+    for job in track(jobs, description="linear probe", console=Console(stderr=True), transient=True):
+        score(*job)
+    return {
+        "task": f"{len(MOTIF_NAMES)}-class {label}, linear probe, macro-F1 on held-out events",
+        "classes": list(MOTIF_NAMES),
+        "events": {"train": n_events, "test": n_events},
+        "probe": vars(settings) | {"seeds": list(seeds)},
+        "scores": {row: {"label": ROWS[row], "per_seed": scores[row]} | _summary(scores[row]) for row in ROWS},
+    }
+
+
+def _summary(per_seed: list[dict]) -> dict:
+    macro = np.array([s["macro_f1"] for s in per_seed])
+    return {
+        "macro_f1_mean": float(macro.mean()),
+        "macro_f1_std": float(macro.std(ddof=1)) if len(macro) > 1 else 0.0,
+        "f1_mean": np.array([s["f1"] for s in per_seed]).mean(0).tolist(),
+    }
+
+
+def markdown(report: dict) -> str:
+    """The table as README and report.md show it: F1 in per cent, mean ± standard deviation over the seeds."""
+    head = ["features", "macro-F1", *report["classes"]]
+    lines = [" | ".join(head), " | ".join(["---", *["---:"] * (len(head) - 1)])]
+    for row in report["scores"].values():
+        macro = f"**{100 * row['macro_f1_mean']:.1f} ± {100 * row['macro_f1_std']:.1f}**"
+        lines.append(" | ".join([row["label"], macro, *[f"{100 * f:.1f}" for f in row["f1_mean"]]]))
+    return "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+def print_table(report: dict, console: Console) -> None:
+    table = Table(title=report["task"] + (" (simulated by nufm)" if report.get("simulated") else ""))
+    table.add_column("features")
+    for name in ("macro-F1", *report["classes"]):
+        table.add_column(name, justify="right")
+    for row in report["scores"].values():
+        macro = f"{100 * row['macro_f1_mean']:.1f} ± {100 * row['macro_f1_std']:.1f}"
+        table.add_row(row["label"], macro, *[f"{100 * f:.1f}" for f in row["f1_mean"]])
+    console.print(table)
+
+
+def write_report(
+    module: LightningModule,
+    datamodule: PointDataModule,
+    run_dir: Path,
+    n_events: int = 100,
+    settings: ProbeSettings | None = None,
+) -> dict:
+    """Probe, pictures, ``report.json`` and ``report.md`` in the run folder; returns what report.json holds."""
+    # Drawing needs matplotlib and plotly, which take a second to import: only when there is something to draw.
+    from nufm.display.event import compare_panels, draw_event, pca_colours
+    from nufm.display.plots import score_bars, training_curves
+
+    run_dir = Path(run_dir)
+    report = probe_table(module, datamodule, n_events, settings or ProbeSettings(1024, 20))
+    report["simulated"] = datamodule.root == "simulated"
+    pictures = run_dir / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+
+    event = datamodule.eval_dataset("test")[0]
+    draw_event(event, pictures / "event.png")
+    batch = next(iter(datamodule.probe_dataloader("test", 1))).select([0]).to(module.device)
+    encoders = {"untrained": untrained_twin(module.encoder, 0).to(module.device), "pretrained": module.encoder}
+    with torch.no_grad():
+        colours = {name: pca_colours(encoder_features(e)(batch).cpu().numpy()) for name, e in encoders.items()}
+    compare_panels(event, colours, pictures / "features.png")
+    score_bars(report, pictures / "probe.png")
+    if (run_dir / "metrics.csv").exists():
+        training_curves(run_dir / "metrics.csv", pictures / "training.png")
+    (run_dir / "report.json").write_text(json.dumps(report, indent=1))
+    (run_dir / "report.md").write_text(markdown(report))
+    return report
