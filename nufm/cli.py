@@ -1,0 +1,383 @@
+"""The command line of a run: the one LightningCLI set-up that the scripts share.
+
+A run is a YAML file and flags on top of it. Everything is checked before anything is built; then the run
+folder is made, the training runs, and its report is written. Settings are typed arguments of classes that the
+YAML names by import path; there is no interpolation and no code in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from rich.console import Console
+
+from nufm.running.checkpointing import (
+    AtomicCheckpointIO,
+    RunCheckpoints,
+    newest_checkpoint,
+    newest_run,
+    verify,
+)
+from nufm.running.folder import (
+    RUN_DIR_VARIABLE,
+    MetricsCSV,
+    available_cores,
+    config_name,
+    new_run_folder,
+    slurm_job,
+    write_record,
+)
+from nufm.running.guards import Interrupted, NonFiniteStep, SaveOnSignal, StepSeed, StopAtNaN
+from nufm.running.messages import run_help, shorter
+from nufm.running.progress import RunProgress
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEFAULT_CONFIG = REPOSITORY / "configs" / "tiny" / "panda.yaml"
+
+USAGE = "python scripts/pretrain.py [--config FILE] [--KEY VALUE ...]"
+
+DESCRIPTION = """\
+Pretrain an encoder on unlabelled events, probe it, and write tables and pictures into a run folder.
+
+  python scripts/pretrain.py
+      a small run on simulated events, on this machine
+  python scripts/pretrain.py --config configs/pretrain/panda.yaml --data.root /data/pilarnet_m
+      another configuration, with one field changed: every field below can be a flag, and flags follow the file
+  python scripts/pretrain.py --ckpt_path last
+      continue the newest run of this configuration
+  python scripts/pretrain.py --config configs/pretrain/panda.yaml --print_config
+      show the resolved run, and do nothing
+  python scripts/pretrain.py --trainer.logger WandbLogger --trainer.logger.offline true
+      log to Weights & Biases too (or TensorBoardLogger); metrics.csv is always written"""
+
+# Messages of Lightning that say nothing about this run.
+QUIET = (
+    ".*isinstance\\(treespec, LeafSpec\\).*",
+    ".*does not have many workers.*",
+    ".*you have no `validation_step`.*|.*but have no `validation_step`.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*`srun` command is available.*",
+)
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a run ends with.
+
+    Attributes:
+        enabled: probe the encoder and write report.json, report.md and pictures.
+        n_events: events that the probe is fitted on, and as many others to score it.
+    """
+
+    enabled: bool = True
+    n_events: int = 100
+
+
+class RunCLI(LightningCLI):
+    """Parses a run and builds it; ``args`` are flags as typed, ``build=False`` stops after parsing.
+
+    Attributes:
+        run_dir: the run folder (not yet made).
+        resume_from: checkpoint to continue from, or None.
+    """
+
+    def __init__(
+        self, args: Sequence[str], default_config: Path = DEFAULT_CONFIG, build: bool = True
+    ) -> None:
+        self.build = build
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message=message)
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.given = list(args)
+        self.configs = [Path(p) for p in _values_of(self.given, ("--config", "-c"))]
+        if not self.configs:
+            self.configs = [default_config]
+            self.given = ["--config", str(default_config), *self.given]
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={
+                "logger": False,  # ours is added below; --trainer.logger adds others
+                "max_epochs": -1,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,  # the data module shares the events out itself
+            },
+            # An abbreviated flag is a misspelt one: --trainer.max_step must not pass as max_steps.
+            parser_kwargs={"allow_abbrev": False, "exit_on_error": False, "usage": USAGE},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=self.given,
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="Checkpoint to continue from, or 'last': the newest complete one of this configuration's newest "
+            "run (or of --run). The run continues in its folder.",
+        )
+        parser.add_argument(
+            "--run",
+            type=str | None,
+            default=None,
+            help="Name of the run below <runs_dir>/<config name>/, or a path with a slash; default: date and "
+            "time, or slurm-<job id>.",
+        )
+        parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--threads",
+            type=int | None,
+            default=None,
+            help="CPU threads of torch per process; default: OMP_NUM_THREADS, else all cores it may use.",
+        )
+        parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
+        parser.add_class_arguments(ReportOptions, "report")
+
+    # ------------------------------------------------------------------ parsing
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            if "--help" in args or "-h" in args:
+                print(run_help(parser, DESCRIPTION, self.configs))
+                raise SystemExit(0)
+            self.config = parser.parse_args(_with_save_dir(args))
+            for key in ("model", "data"):
+                if not self.config.get(key):
+                    raise ValueError(f"{key}: not set; the configuration must name its class_path")
+            if self.config["seed_everything"] is True or self.config["seed_everything"] is False:
+                raise ValueError("seed_everything: expected a number >= 0, so that the run can be repeated")
+        except ArgumentError as error:
+            known = [a.dest for a in parser._actions]
+            raise ValueError(shorter(str(error.message or error), known)) from error
+
+    def _set_seed(self) -> None:
+        if self.build:
+            super()._set_seed()
+
+    # ------------------------------------------------------------------ building
+
+    def before_instantiate_classes(self) -> None:
+        runs = Path(self.config.runs_dir) / config_name(self.configs[0])
+        self.run_dir, self.resume_from = choose_run(runs, self.config.run, self.config.ckpt_path)
+        if not self.build:
+            return
+        trainer = self.config.trainer
+        set_threads(self.config.threads, trainer)
+        if trainer.precision is None:
+            trainer.precision = default_precision(trainer.accelerator)
+        trainer.default_root_dir = str(self.run_dir)
+        for logger in _as_list(trainer.logger):
+            arguments = getattr(logger, "init_args", None)
+            if arguments is not None and arguments.get("save_dir") in (None, "."):
+                arguments["save_dir"] = str(self.run_dir)
+
+    def instantiate_classes(self) -> None:
+        if self.build:
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = self.config_init.trainer
+        checkpoints: RunCheckpoints = self.config_init.checkpoint
+        loggers = [
+            MetricsCSV(self.run_dir),
+            *[logger for logger in _as_list(settings.logger) if logger is not True],
+        ]
+        plugins = [*_as_list(settings.plugins), AtomicCheckpointIO()]
+        if SLURMEnvironment.detect():
+            # Its requeue saves from inside the signal handler: SaveOnSignal does it between two steps.
+            plugins.append(SLURMEnvironment(auto_requeue=False))
+        callbacks = [
+            StepSeed(int(self.config.seed_everything)),
+            StopAtNaN(),
+            RunProgress(),
+            *_as_list(settings.callbacks),
+            SaveOnSignal(checkpoints),
+        ]
+        return super().instantiate_trainer(logger=loggers, plugins=plugins, callbacks=callbacks)
+
+
+def pretrain(args: Sequence[str] | None = None) -> None:
+    """Run ``scripts/pretrain.py`` with these flags; ends the process with a message and status 2 for a bad
+    setting.
+    """
+    console = Console(stderr=True, soft_wrap=True)
+    try:
+        cli = RunCLI(sys.argv[1:] if args is None else args)
+    except (ValueError, FileNotFoundError) as error:
+        console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
+        raise SystemExit(2) from None
+    fit(cli, console)
+    if cli.trainer.is_global_zero and cli.config.report.enabled:
+        report(cli, console)
+
+
+def fit(cli: RunCLI, console: Console) -> None:
+    """Train as parsed, in the run folder."""
+    trainer, run_dir = cli.trainer, cli.run_dir
+    if trainer.is_global_zero:
+        config = cli.parser.dump(cli.config, skip_none=False)
+        write_record(run_dir, config, REPOSITORY)
+        device = trainer.strategy.root_device
+        name = (
+            torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"CPU, {torch.get_num_threads()} threads"
+        )
+        console.print(
+            f"run folder {run_dir}\n{name}, {trainer.precision}, {trainer.world_size} process(es)",
+            markup=False,
+        )
+    if cli.resume_from is not None:
+        step = verify(cli.resume_from)["step"]
+        if trainer.is_global_zero:
+            trainer.loggers[0].rewind(step)
+            console.print(f"continuing from {cli.resume_from}, step {step}", markup=False)
+    os.environ[RUN_DIR_VARIABLE] = str(run_dir)
+    again = f"--run {run_dir.name} --ckpt_path last"
+    try:
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.resume_from)
+    except Interrupted as stop:
+        ending = "the job is requeued" if stop.requeued else f"continue with the same command and {again}"
+        if trainer.is_global_zero:
+            console.print(f"{stop}; {ending}", markup=False)
+        raise SystemExit(0 if stop.requeued or stop.signum != signal.SIGTERM else 128 + stop.signum) from None
+    except NonFiniteStep as error:
+        console.print(f"stopped: {error}", style="bold red", markup=False, highlight=False)
+        raise SystemExit(1) from None
+    finally:
+        os.environ.pop(RUN_DIR_VARIABLE, None)
+
+
+def report(cli: RunCLI, console: Console) -> None:
+    """Probe, tables and pictures of a finished run, and what to try next."""
+    from nufm.report import print_table, write_report  # brings the plotting libraries
+
+    options = cli.config_init.report
+    found = write_report(cli.model, cli.datamodule, cli.run_dir, n_events=options.n_events)
+    print_table(found, Console())
+    run = cli.run_dir
+    pictures = ", ".join(sorted(p.name for p in (run / "pictures").glob("*.png")))
+    print(f"\nTable: {run / 'report.md'}. Pictures in {run / 'pictures'}: {pictures}.\n\nNext, try")
+    for command, what in (
+        (f"python scripts/display.py FILE.h5 --checkpoint {run}", "draw an event as this encoder sees it"),
+        (
+            f"python scripts/pretrain.py --config {run / 'config.yaml'} --model.learning_rate 1e-3",
+            "the run again, changed",
+        ),
+        (
+            "python scripts/pretrain.py --config configs/pretrain/panda.yaml --data.root DIR",
+            "the paper's run (GPUs)",
+        ),
+    ):
+        print(f"  {command}\n      {what}")
+
+
+# ---------------------------------------------------------------------- choices
+
+
+def choose_run(runs: Path, run: str | None, ckpt_path: str | None) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint to continue from.
+
+    Args:
+        runs: ``runs/<config name>``.
+        run: name or path of the run, or None.
+        ckpt_path: ``last``, a checkpoint file, or None.
+
+    Raises:
+        ValueError: nothing to continue from, a checkpoint that is incomplete, or a folder that holds a run
+            already.
+        FileNotFoundError: no such checkpoint file.
+    """
+    inherited = os.environ.get(RUN_DIR_VARIABLE)
+    if ckpt_path == "last":
+        folder = Path(inherited) if inherited else new_run_folder(runs, run) if run else newest_run(runs)
+        found = newest_checkpoint(folder) if folder else None
+        if found is None:
+            raise ValueError(
+                f"--ckpt_path last: no complete checkpoint below {folder or runs}; "
+                "leave it out to begin a new run"
+            )
+        return folder, found[0]
+    if ckpt_path is not None:
+        checkpoint = Path(ckpt_path)
+        verify(checkpoint)
+        if run is None and checkpoint.parent.name == "checkpoints":
+            return checkpoint.parent.parent, checkpoint
+        return new_run_folder(runs, run), checkpoint
+    folder = new_run_folder(runs, run)
+    found = newest_checkpoint(folder)
+    if found is None or inherited:
+        return folder, None
+    if slurm_job() is not None and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0:
+        return folder, found[0]  # a requeued job goes on where it stopped, with the command it began with
+    raise ValueError(
+        f"{folder} holds a run already; continue it with --ckpt_path last, or give another --run"
+    )
+
+
+def set_threads(threads: int | None, trainer: Any) -> None:
+    """torch's CPU threads: as asked, else as OMP_NUM_THREADS says, else this job's cores shared by its
+    processes.
+    """
+    if threads is None and "OMP_NUM_THREADS" in os.environ:
+        return
+    if threads is None:
+        local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
+        if local is None and trainer.accelerator == "cpu" and isinstance(trainer.devices, int):
+            local = trainer.devices
+        threads = max(1, available_cores() // int(local or 1))
+    torch.set_num_threads(threads)
+
+
+def default_precision(accelerator: str) -> str:
+    """bfloat16 where a GPU computes in it; float32 elsewhere, where it would be slower."""
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def _values_of(args: Sequence[str], names: tuple[str, ...]) -> list[str]:
+    values = []
+    for i, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name in names:
+            values += [value] if equals else args[i + 1 : i + 2]
+    return values
+
+
+def _with_save_dir(args: Sequence[str]) -> list[str]:
+    """``--trainer.logger TensorBoardLogger`` alone is enough: it writes into the run folder."""
+    args = list(args)
+    asked = _values_of(args, ("--trainer.logger",))
+    given = any(a.startswith("--trainer.logger.save_dir") for a in args)
+    return (
+        [*args, "--trainer.logger.save_dir=."]
+        if asked and asked[0].endswith("Logger") and not given
+        else args
+    )
+
+
+def _as_list(value: Any) -> list:
+    if value is None or value is False:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
