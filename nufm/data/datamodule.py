@@ -119,7 +119,6 @@ class PointDataModule(LightningDataModule):
         self._folder: Path | None = None
 
     # ---- where the events are
-    # ---------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         """Simulates or downloads what is not there yet. Lightning calls it in one process per machine."""
@@ -198,7 +197,6 @@ class PointDataModule(LightningDataModule):
         return self._readers[split]
 
     # ---- batches
-    # ----------------------------------------------------------------------------------------------
 
     def train_dataset(self) -> EventDataset:
         """Training samples as the training sees them: augmented, cut into views."""

@@ -167,7 +167,7 @@ class BatchLoader:
         pin_memory: bool = False,
     ) -> None:
         self.dataset = dataset
-        self.sampler = batches
+        self.sampler = self.batch_sampler = batches  # the two names Lightning looks for
         self.loader = DataLoader(
             dataset,
             batch_sampler=batches,

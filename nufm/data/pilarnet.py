@@ -198,13 +198,13 @@ class PILArNetReader:
         if (cluster[:, 0] < 0).any() or not np.array_equal(cluster, np.rint(cluster)):
             bad = int(np.argmax((cluster[:, 0] < 0) | (cluster != np.rint(cluster)).any(1)))
             raise _damaged(
-                name, f"cluster' row {bad}", cluster[bad].tolist(), "whole numbers, with a size >= 0"
+                name, "cluster", f" row {bad}", cluster[bad].tolist(), "whole numbers, with a size >= 0"
             )
         cluster = cluster.astype(np.int64)
         sizes = cluster[:, 0]
         if sizes.sum() != len(point):
             raise _damaged(
-                name, "point", f"{len(point)} rows", f"{sizes.sum()} rows, the sum of the cluster sizes"
+                name, "point", "", f"{len(point)} rows", f"{sizes.sum()} rows, the sum of the cluster sizes"
             )
         counted = int(self._counts[self._file_index[index]][row])
         if counted != len(point):
@@ -229,7 +229,7 @@ class PILArNetReader:
             extra = _rows(handle, "cluster_extra", row, None, path, n_rows=len(cluster))
             if not np.isfinite(extra[:, 1:5]).all():
                 bad = int(np.argmin(np.isfinite(extra[:, 1:5]).all(1)))
-                raise _damaged(name, f"cluster_extra' row {bad}", extra[bad].tolist(), "finite numbers")
+                raise _damaged(name, "cluster_extra", f" row {bad}", extra[bad].tolist(), "finite numbers")
             momentum = per_point(extra[:, 1].astype(np.float32))
             vertex = per_point(extra[:, 2:5].astype(np.float32))
         return Event(
@@ -251,7 +251,9 @@ class PILArNetReader:
         bad = ~np.isfinite(energy) | (energy < 0)
         if bad.any():
             i = int(np.argmax(bad))
-            raise _damaged(name, f"point' row {i}, column 3 (energy)", energy[i], "a finite value >= 0 MeV")
+            raise _damaged(
+                name, "point", f" row {i}, column 3 (energy)", energy[i], "a finite value >= 0 MeV"
+            )
         lattice = np.array(load_detector(self.detector).lattice)
         position = point[:, :3]
         whole = np.rint(position)
@@ -259,14 +261,15 @@ class PILArNetReader:
         if bad.any():
             i = int(np.argmax(bad))
             raise _damaged(
-                name, f"point' row {i}, columns 0-2 (voxel)", position[i].tolist(), "whole lattice indices"
+                name, "point", f" row {i}, columns 0-2 (voxel)", position[i].tolist(), "whole lattice indices"
             )
         bad = ((whole < 0) | (whole >= lattice)).any(1)
         if bad.any():
             i = int(np.argmax(bad))
             raise _damaged(
                 name,
-                f"point' row {i}, columns 0-2 (voxel)",
+                "point",
+                f" row {i}, columns 0-2 (voxel)",
                 position[i].tolist(),
                 f"indices on the lattice of '{self.detector}', 0 to {(lattice - 1).tolist()}",
             )
@@ -283,13 +286,13 @@ class PILArNetReader:
                 i = int(np.argmax(bad))
                 raise _damaged(
                     name,
-                    f"cluster' row {i}, column {column} ({what})",
+                    "cluster",
+                    f" row {i}, column {column} ({what})",
                     int(cluster[i, column]),
                     f"a class from -1 to {highest}",
                 )
 
     # ---- files
-    # ------------------------------------------------------------------------------------------------
 
     def _handle(self, path: Path) -> h5py.File:
         """The open file, opened in this process: an HDF5 handle must not be shared across a fork."""
@@ -347,10 +350,10 @@ def _companion(path: Path) -> Path:
     return path.with_name(f"{path.stem}_points.npy")
 
 
-def _damaged(event: str, field: str, found: object, expected: str) -> ValueError:
+def _damaged(event: str, field: str, place: str, found: object, expected: str) -> ValueError:
     return ValueError(
-        f"{event}: field '{field}{'' if chr(39) in field else chr(39)}: found {found}, expected "
-        f"{expected}; the file is damaged or not PILArNet-M, get it again"
+        f"{event}: field '{field}'{place}: found {found}, expected {expected}; "
+        "the file is damaged or not PILArNet-M, get it again"
     )
 
 
@@ -386,17 +389,17 @@ def _rows(
     flat = np.asarray(_flat(handle, field, row, path))
     if flat.ndim != 1 or not np.issubdtype(flat.dtype, np.number):
         raise _damaged(
-            f"{path}#{row}", field, f"an array of {flat.dtype} {flat.shape}", "a flat array of numbers"
+            f"{path}#{row}", field, "", f"an array of {flat.dtype} {flat.shape}", "a flat array of numbers"
         )
     if columns is not None:
         if flat.size % columns:
-            raise _damaged(f"{path}#{row}", field, f"{flat.size} values", f"rows of {columns} columns")
+            raise _damaged(f"{path}#{row}", field, "", f"{flat.size} values", f"rows of {columns} columns")
         return flat.reshape(-1, columns)
     if n_rows == 0 and flat.size == 0:
         return flat.reshape(0, 5)
     if not n_rows or flat.size not in (5 * n_rows, 6 * n_rows):
         raise _damaged(
-            f"{path}#{row}", field, f"{flat.size} values", f"5 or 6 columns for each of {n_rows} clusters"
+            f"{path}#{row}", field, "", f"{flat.size} values", f"5 or 6 columns for each of {n_rows} clusters"
         )
     return flat.reshape(n_rows, -1)
 
