@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from numba import njit
 
 from nufm.simulation.electromagnetic import straggled_loss
-from nufm.simulation.hadronic import absorb_at_rest, cascade, muon_capture
 from nufm.simulation.particles import (
     ELECTRON,
     ELECTRON_MASS,
@@ -19,7 +19,6 @@ from nufm.simulation.particles import (
     KAON_LIFETIME,
     KAON_MASS,
     KAON_MINUS,
-    KAON_PLUS,
     LIGHT_SPEED,
     MUON_LIFETIME,
     MUON_MASS,
@@ -38,8 +37,13 @@ from nufm.simulation.particles import (
 )
 from nufm.simulation.rng import exponential, poisson, uniform
 from nufm.simulation.tracks import (
+    DECAYED,
     ESCAPED,
+    GONE,
+    INTERACTED,
+    N_TRACKS,
     RELEASED,
+    STOPPED,
     add_step,
     add_track,
     bend,
@@ -47,11 +51,12 @@ from nufm.simulation.tracks import (
     grid_position,
     highland,
     isotropic,
+    leave,
     rotate,
     scatter,
 )
 
-IONISATION, DECAY = int(Process.IONISATION), int(Process.DECAY)
+IONISATION, DECAY = np.int64(Process.IONISATION), np.int64(Process.DECAY)
 ME = ELECTRON_MASS
 MICHEL_END = (MUON_MASS**2 + ME**2) / (2 * MUON_MASS)  # 52.83 MeV total energy
 PI_MUON_KINETIC = (PION_MASS**2 + MUON_MASS**2) / (2 * PION_MASS) - MUON_MASS  # 4.12 MeV
@@ -89,7 +94,15 @@ def emit(s, code, idx, mass, own, parent_mass, kinetic, px, py, pz, vx, vy, vz, 
 def decay(s, idx, code, kinetic, x, y, z, ux, uy, uz, time):
     """Decay at rest or in flight; the neutrinos' energy escapes, the lost rest mass is booked as released."""
     vx, vy, vz = isotropic(s)
-    if code == MUON_MINUS or code == MUON_PLUS:
+    if code == PION_ZERO:
+        half = 0.5 * PION_ZERO_MASS
+        lab = emit(s, GAMMA, idx, 0.0, half, PION_ZERO_MASS, kinetic, ux, uy, uz, vx, vy, vz, x, y, z, time)
+        row = s.count[N_TRACKS]
+        emit(s, GAMMA, idx, 0.0, half, PION_ZERO_MASS, kinetic, ux, uy, uz, -vx, -vy, -vz, x, y, z, time)
+        if row < s.track_f.shape[0]:
+            s.track_f[row, 0] = kinetic + PION_ZERO_MASS - lab  # closes the balance to the last bit
+        s.book[RELEASED] += PION_ZERO_MASS
+    elif code == MUON_MINUS or code == MUON_PLUS:
         while True:  # x^2 (3 - 2x), largest at x = 1
             share = uniform(s.rng)
             if uniform(s.rng) < share * share * (3.0 - 2.0 * share) and share * MICHEL_END > ME:
@@ -102,14 +115,46 @@ def decay(s, idx, code, kinetic, x, y, z, ux, uy, uz, time):
     elif code == PION_MINUS or code == PION_PLUS:
         child = MUON_MINUS if code == PION_MINUS else MUON_PLUS
         lab = emit(
-            s, child, idx, MUON_MASS, PI_MUON_KINETIC, PION_MASS, kinetic, ux, uy, uz, vx, vy, vz, x, y, z, time
+            s,
+            child,
+            idx,
+            MUON_MASS,
+            PI_MUON_KINETIC,
+            PION_MASS,
+            kinetic,
+            ux,
+            uy,
+            uz,
+            vx,
+            vy,
+            vz,
+            x,
+            y,
+            z,
+            time,
         )
         s.book[RELEASED] += PION_MASS - MUON_MASS
         s.book[ESCAPED] += kinetic + (PION_MASS - MUON_MASS) - lab
     elif uniform(s.rng) < 0.75:
         child = MUON_MINUS if code == KAON_MINUS else MUON_PLUS
         lab = emit(
-            s, child, idx, MUON_MASS, K_MUON_KINETIC, KAON_MASS, kinetic, ux, uy, uz, vx, vy, vz, x, y, z, time
+            s,
+            child,
+            idx,
+            MUON_MASS,
+            K_MUON_KINETIC,
+            KAON_MASS,
+            kinetic,
+            ux,
+            uy,
+            uz,
+            vx,
+            vy,
+            vz,
+            x,
+            y,
+            z,
+            time,
         )
         s.book[RELEASED] += KAON_MASS - MUON_MASS
         s.book[ESCAPED] += kinetic + (KAON_MASS - MUON_MASS) - lab
@@ -118,11 +163,43 @@ def decay(s, idx, code, kinetic, x, y, z, ux, uy, uz, time):
         free = KAON_MASS - PION_MASS - PION_ZERO_MASS
         other = free - K_PION_KINETIC
         lab = emit(
-            s, child, idx, PION_MASS, K_PION_KINETIC, KAON_MASS, kinetic, ux, uy, uz, vx, vy, vz, x, y, z, time
+            s,
+            child,
+            idx,
+            PION_MASS,
+            K_PION_KINETIC,
+            KAON_MASS,
+            kinetic,
+            ux,
+            uy,
+            uz,
+            vx,
+            vy,
+            vz,
+            x,
+            y,
+            z,
+            time,
         )
-        row = s.count[0]
+        row = s.count[N_TRACKS]
         emit(
-            s, PION_ZERO, idx, PION_ZERO_MASS, other, KAON_MASS, kinetic, ux, uy, uz, -vx, -vy, -vz, x, y, z, time
+            s,
+            PION_ZERO,
+            idx,
+            PION_ZERO_MASS,
+            other,
+            KAON_MASS,
+            kinetic,
+            ux,
+            uy,
+            uz,
+            -vx,
+            -vy,
+            -vz,
+            x,
+            y,
+            z,
+            time,
         )
         if row < s.track_f.shape[0]:
             s.track_f[row, 0] = max(kinetic + free - lab, 0.0)  # closes the balance to the last bit
@@ -130,50 +207,12 @@ def decay(s, idx, code, kinetic, x, y, z, ux, uy, uz, time):
 
 
 @njit(cache=True, nogil=True)
-def neutral_pion(s, idx):
-    """pi0 -> two photons, isotropic in its rest frame (its flight of some nm is ignored)."""
-    kinetic = s.track_f[idx, 0]
-    x = s.track_f[idx, 1]
-    y = s.track_f[idx, 2]
-    z = s.track_f[idx, 3]
-    vx, vy, vz = isotropic(s)
-    half = 0.5 * PION_ZERO_MASS
-    first = emit(
-        s, GAMMA, idx, 0.0, half, PION_ZERO_MASS, kinetic, s.track_f[idx, 4], s.track_f[idx, 5], s.track_f[idx, 6],
-        vx, vy, vz, x, y, z, s.track_f[idx, 7],
-    )
-    row = s.count[0]
-    emit(
-        s, GAMMA, idx, 0.0, half, PION_ZERO_MASS, kinetic, s.track_f[idx, 4], s.track_f[idx, 5], s.track_f[idx, 6],
-        -vx, -vy, -vz, x, y, z, s.track_f[idx, 7],
-    )
-    if row < s.track_f.shape[0]:
-        s.track_f[row, 0] = kinetic + PION_ZERO_MASS - first  # closes the balance to the last bit
-    s.book[RELEASED] += PION_ZERO_MASS
-
-
-@njit(cache=True, nogil=True)
-def at_rest(s, t, idx, code, x, y, z, time):
-    """What a stopped particle does: mu+ pi+ K+ decay, mu- decay or capture, pi- K- capture, protons nothing."""
-    if code == MUON_MINUS:
-        time += t.muon_lifetime * exponential(s.rng)
-        if uniform(s.rng) < t.muon_lifetime / MUON_LIFETIME:
-            decay(s, idx, code, 0.0, x, y, z, 0.0, 0.0, 1.0, time)
-        else:
-            muon_capture(s, t, idx, x, y, z, time)
-    elif code == MUON_PLUS:
-        decay(s, idx, code, 0.0, x, y, z, 0.0, 0.0, 1.0, time + MUON_LIFETIME * exponential(s.rng))
-    elif code == PION_PLUS:
-        decay(s, idx, code, 0.0, x, y, z, 0.0, 0.0, 1.0, time + PION_LIFETIME * exponential(s.rng))
-    elif code == KAON_PLUS:
-        decay(s, idx, code, 0.0, x, y, z, 0.0, 0.0, 1.0, time + KAON_LIFETIME * exponential(s.rng))
-    elif code == PION_MINUS or code == KAON_MINUS:
-        absorb_at_rest(s, t, idx, code, x, y, z, time)
-
-
-@njit(cache=True, nogil=True)
 def heavy(s, t, idx):
-    """Follow a muon, charged pion, kaon or proton until it stops, decays, interacts or leaves."""
+    """Follow a muon, charged pion, kaon or proton until it stops, decays, interacts or leaves.
+
+    Returns how it ended (``GONE``, ``STOPPED``, ``DECAYED``, ``INTERACTED``), with its last state in ``s.last``. The
+    caller acts on it: were the decays and cascades called from here, Numba would compile them into this loop as well.
+    """
     code = s.track_i[idx, 0]
     sign = 1.0
     if code == MUON_MINUS or code == PION_MINUS or code == KAON_MINUS:
@@ -220,8 +259,7 @@ def heavy(s, t, idx):
             end = 0.5 * reach  # half of the rest of the way, as its deposit's centre
             end = min(end, distance_out(s, x, y, z, ux, uy, uz))
             add_step(s, idx, x, y, z, x + ux * end, y + uy * end, z + uz * end, kinetic, time)
-            at_rest(s, t, idx, code, x + ux * end, y + uy * end, z + uz * end, time)
-            return
+            return leave(s, STOPPED, 0.0, x + ux * end, y + uy * end, z + uz * end, ux, uy, uz, time)
         loss_rate = t.heavy[row, 0, i] * (1.0 - w) + t.heavy[row, 0, i + 1] * w
         gamma = kinetic / mass + 1.0
         bg2 = (kinetic / mass) * (gamma + 1.0)
@@ -260,7 +298,18 @@ def heavy(s, t, idx):
                     f = step * uniform(s.rng)
                     at = time + f / (beta * LIGHT_SPEED)
                     add_track(
-                        s, ELECTRON, idx, IONISATION, knocked, x + ux * f, y + uy * f, z + uz * f, vx, vy, vz, at
+                        s,
+                        ELECTRON,
+                        idx,
+                        IONISATION,
+                        knocked,
+                        x + ux * f,
+                        y + uy * f,
+                        z + uz * f,
+                        vx,
+                        vy,
+                        vz,
+                        at,
                     )
                     kinetic -= knocked
         x = nx
@@ -269,7 +318,7 @@ def heavy(s, t, idx):
         time += step / (beta * LIGHT_SPEED)
         if leaves:
             s.book[ESCAPED] += kinetic
-            return
+            return GONE
         if field > 0.0:
             ux, uy, uz = bend(s, ux, uy, uz, sign, momentum, 0.5 * step)
         pv = middle * (middle + 2.0 * mass) / (middle + mass)
@@ -279,15 +328,13 @@ def heavy(s, t, idx):
         if kinetic <= 0.0:
             continue
         if lifetime > 0.0 and uniform(s.rng) * lifetime < step * mass / (momentum * LIGHT_SPEED):
-            decay(s, idx, code, kinetic, x, y, z, ux, uy, uz, time)
-            return
+            return leave(s, DECAYED, kinetic, x, y, z, ux, uy, uz, time)
         if hadron >= 0:
             inelastic = (t.hadron[hadron, 0, i] * (1.0 - w) + t.hadron[hadron, 0, i + 1] * w) * step
             elastic = (t.hadron[hadron, 1, i] * (1.0 - w) + t.hadron[hadron, 1, i + 1] * w) * step
             draw = uniform(s.rng)
             if draw < inelastic:
-                cascade(s, t, idx, code, kinetic, x, y, z, ux, uy, uz, time)
-                return
+                return leave(s, INTERACTED, kinetic, x, y, z, ux, uy, uz, time)
             if draw < inelastic + elastic:
                 # diffraction off a nucleus, dN/dq2 = exp(-b q2), b = 14.5 A^0.66 / GeV^2
                 a = t.element[t.element.shape[0] - 1, 1]

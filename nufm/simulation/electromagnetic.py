@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from numba import njit
 
 from nufm.simulation.particles import ELECTRON, ELECTRON_MASS, GAMMA, LIGHT_SPEED, POSITRON, Process
@@ -27,8 +28,9 @@ from nufm.simulation.tracks import (
     scatter,
 )
 
-IONISATION, BREMSSTRAHLUNG, CONVERSION = int(Process.IONISATION), int(Process.BREMSSTRAHLUNG), int(Process.CONVERSION)
-COMPTON, PHOTOELECTRIC, ANNIHILATION = int(Process.COMPTON), int(Process.PHOTOELECTRIC), int(Process.ANNIHILATION)
+IONISATION, BREMSSTRAHLUNG = np.int64(Process.IONISATION), np.int64(Process.BREMSSTRAHLUNG)
+CONVERSION, COMPTON = np.int64(Process.CONVERSION), np.int64(Process.COMPTON)
+PHOTOELECTRIC, ANNIHILATION = np.int64(Process.PHOTOELECTRIC), np.int64(Process.ANNIHILATION)
 ME = ELECTRON_MASS
 
 

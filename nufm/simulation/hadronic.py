@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from numba import njit
 
 from nufm.simulation.particles import (
@@ -37,16 +38,22 @@ from nufm.simulation.particles import (
 from nufm.simulation.rng import exponential, gauss, uniform
 from nufm.simulation.tracks import (
     ESCAPED,
+    GONE,
+    INTERACTED,
     RELEASED,
     add_step,
     add_track,
     distance_out,
     grid_position,
     isotropic,
+    leave,
     rotate,
 )
 
-CAPTURE, INELASTIC, BY_NEUTRON = int(Process.CAPTURE), int(Process.HADRON_INELASTIC), int(Process.NEUTRON)
+CAPTURE, INELASTIC = np.int64(Process.CAPTURE), np.int64(Process.HADRON_INELASTIC)
+BY_NEUTRON = np.int64(Process.NEUTRON)
+ANY, BOUND = np.int64(2), np.int64(3)  # columns of Tables.element: share of all, of all but hydrogen
+NOTHING, ONCE = np.int64(0), np.int64(1)
 NUCLEON_MASS = 938.919
 SEPARATION = 8.5  # MeV per nucleon set free
 FERMI_MOMENTUM = 250.0
@@ -117,7 +124,13 @@ def split(s, n, m, ex, px, py, pz, code1, mass1, code2, mass2, forward):
     f = gamma * gamma / (gamma + 1.0) * along
     e2 = m - e1
     n = push(
-        s, n, code1, p * vx + bx * (f + gamma * e1), p * vy + by * (f + gamma * e1), p * vz + bz * (f + gamma * e1), 1.0
+        s,
+        n,
+        code1,
+        p * vx + bx * (f + gamma * e1),
+        p * vy + by * (f + gamma * e1),
+        p * vz + bz * (f + gamma * e1),
+        1.0,
     )
     return push(
         s,
@@ -256,7 +269,9 @@ def collide(s, n, code, px, py, pz, z, a):
             delta = DELTA_MASS + 0.5 * DELTA_WIDTH * math.tan(math.pi * (uniform(s.rng) - 0.5))
             tries += 1
             if tries > 50:
-                delta = NUCLEON_MASS + PION_MASS + 0.5 + (room - NUCLEON_MASS - PION_MASS - 0.5) * uniform(s.rng)
+                delta = (
+                    NUCLEON_MASS + PION_MASS + 0.5 + (room - NUCLEON_MASS - PION_MASS - 0.5) * uniform(s.rng)
+                )
         split(s, n, m, energy, tx, ty, tz, first, mo, PROTON, delta, 1.0)
         dx = s.nucleons[n + 1, 1]
         dy = s.nucleons[n + 1, 2]
@@ -355,7 +370,7 @@ def run_cascade(s, idx, process, n, z_nucleus, a, energy, nucleons_in, forced, x
     """Work off the cascade's stack of height ``n``, emit what leaves, cool the rest.
 
     ``energy``: kinetic energy, plus the rest energy of pions, that entered; ``nucleons_in``: nucleons that entered;
-    ``forced``: the first particle collides in any case.
+    ``forced``: 1 if the first particle collides in any case.
     """
     radius = 1.2 * a ** (1.0 / 3.0)
     out = 0.0
@@ -372,15 +387,19 @@ def run_cascade(s, idx, process, n, z_nucleus, a, energy, nucleons_in, forced, x
         p2 = px * px + py * py + pz * pz
         kinetic = p2 / (math.sqrt(p2 + m * m) + m)
         nucleon = code == PROTON or code == NEUTRON
-        free_path = 5.0 if nucleon else 2.5 + 6.0 * ((kinetic - 180.0) / 180.0) ** 2 / (
-            1.0 + ((kinetic - 180.0) / 180.0) ** 2
+        free_path = (
+            5.0
+            if nucleon
+            else 2.5 + 6.0 * ((kinetic - 180.0) / 180.0) ** 2 / (1.0 + ((kinetic - 180.0) / 180.0) ** 2)
         )
-        hits = forced or (again and collisions < 20 and uniform(s.rng) < 1.0 - math.exp(-0.75 * radius / free_path))
-        if a < 1.5 and not forced:
+        hits = forced == 1 or (
+            again and collisions < 20 and uniform(s.rng) < 1.0 - math.exp(-0.75 * radius / free_path)
+        )
+        if a < 1.5 and forced == 0:
             hits = False
         if hits:
-            tries = 8 if forced else 1
-            forced = False
+            tries = 8 if forced == 1 else 1
+            forced = NOTHING
             top = n
             while top == n and tries > 0:
                 top = collide(s, n, code, px, py, pz, z_nucleus, a)
@@ -416,17 +435,17 @@ def run_cascade(s, idx, process, n, z_nucleus, a, energy, nucleons_in, forced, x
 @njit(cache=True, nogil=True)
 def cascade(s, t, idx, code, kinetic, x, y, z, ux, uy, uz, time):
     """Inelastic interaction of a hadron in flight; it ends here and its products start here."""
-    row = pick_nucleus(s, t, 2)
+    row = pick_nucleus(s, t, ANY)
     m = mass_of(code)
     p = math.sqrt(kinetic * (kinetic + 2.0 * m))
-    n = push(s, 0, code, p * ux, p * uy, p * uz, 1.0)
-    nucleons_in = 1 if (code == PROTON or code == NEUTRON) else 0
+    n = push(s, NOTHING, code, p * ux, p * uy, p * uz, 1.0)
+    nucleons_in = ONCE if (code == PROTON or code == NEUTRON) else NOTHING
     energy = kinetic
     if nucleons_in == 0:
         energy += m
         s.book[RELEASED] += m
     run_cascade(
-        s, idx, INELASTIC, n, t.element[row, 0], t.element[row, 1], energy, nucleons_in, True, x, y, z, time
+        s, idx, INELASTIC, n, t.element[row, 0], t.element[row, 1], energy, nucleons_in, ONCE, x, y, z, time
     )
 
 
@@ -437,10 +456,10 @@ def absorb_at_rest(s, t, idx, code, x, y, z, time):
     pi-: absorbed on a nucleon pair. K-: one hyperon pion and the pion of the hyperon's decay leave with about 215 MeV
     less one separation energy between them and a nucleon; strangeness is not followed further.
     """
-    row = pick_nucleus(s, t, 3 if t.element[t.element.shape[0] - 1, 3] > 0.5 else 2)
+    row = pick_nucleus(s, t, BOUND)
     z_nucleus = t.element[row, 0]
     a = t.element[row, 1]
-    n = 0
+    n = NOTHING
     if code == PION_MINUS:
         s.book[RELEASED] += PION_MASS
         c1 = NEUTRON
@@ -448,9 +467,9 @@ def absorb_at_rest(s, t, idx, code, x, y, z, time):
         gx, gy, gz = fermi(s, a > 1.5)
         m = PION_MASS + 2.0 * NUCLEON_MASS
         e = math.sqrt(m * m + gx * gx + gy * gy + gz * gz)
-        n = split(s, 0, m, e, gx, gy, gz, c1, NUCLEON_MASS, c2, NUCLEON_MASS, 0.0)
-        lower(s, 0, n, e - m + 2.0 * SEPARATION + FERMI_ENERGY * uniform(s.rng))
-        run_cascade(s, idx, CAPTURE, n, z_nucleus, a, PION_MASS, 0, False, x, y, z, time)
+        n = split(s, NOTHING, m, e, gx, gy, gz, c1, NUCLEON_MASS, c2, NUCLEON_MASS, 0.0)
+        lower(s, NOTHING, n, e - m + 2.0 * SEPARATION + FERMI_ENERGY * uniform(s.rng))
+        run_cascade(s, idx, CAPTURE, n, z_nucleus, a, PION_MASS, NOTHING, NOTHING, x, y, z, time)
         return
     s.book[RELEASED] += KAON_MASS
     free = KAON_MASS - 2.0 * PION_MASS - SEPARATION
@@ -467,7 +486,7 @@ def absorb_at_rest(s, t, idx, code, x, y, z, time):
     p = math.sqrt(own * (own + 2.0 * NUCLEON_MASS))
     vx, vy, vz = isotropic(s)
     n = push(s, n, PROTON if uniform(s.rng) < 0.5 else NEUTRON, p * vx, p * vy, p * vz, 0.0)
-    run_cascade(s, idx, CAPTURE, n, z_nucleus, a, KAON_MASS, 0, False, x, y, z, time)
+    run_cascade(s, idx, CAPTURE, n, z_nucleus, a, KAON_MASS, NOTHING, NOTHING, x, y, z, time)
 
 
 @njit(cache=True, nogil=True)
@@ -491,7 +510,7 @@ def muon_capture(s, t, idx, x, y, z, time):
 
 @njit(cache=True, nogil=True)
 def neutron(s, t, idx):
-    """Follow a neutron: elastic recoils, inelastic scattering with gammas, cascades above 20 MeV, capture."""
+    """Follow a neutron: elastic recoils, inelastic scattering with gammas, capture. Returns how it ended, as `heavy`."""
     kinetic = s.track_f[idx, 0]
     x = s.track_f[idx, 1]
     y = s.track_f[idx, 2]
@@ -515,11 +534,11 @@ def neutron(s, t, idx):
                 inside = False
             if not inside:
                 s.book[ESCAPED] += kinetic
-                return
+                return GONE
             s.book[RELEASED] += t.capture_energy
             add_step(s, idx, x, y, z, x, y, z, kinetic, time)
             gammas(s, idx, BY_NEUTRON, t.capture_energy, x, y, z, time)
-            return
+            return GONE
         i, w = grid_position(t, kinetic)
         fast = kinetic >= CASCADE_LIMIT
         if fast:
@@ -531,7 +550,7 @@ def neutron(s, t, idx):
         path = exponential(s.rng) / rate
         if path >= distance_out(s, x, y, z, ux, uy, uz):
             s.book[ESCAPED] += kinetic
-            return
+            return GONE
         x += ux * path
         y += uy * path
         z += uz * path
@@ -540,9 +559,8 @@ def neutron(s, t, idx):
         choice = uniform(s.rng)
         if fast:
             if choice * rate < inelastic:
-                cascade(s, t, idx, NEUTRON, kinetic, x, y, z, ux, uy, uz, time)
-                return
-            a = t.element[pick_nucleus(s, t, 2), 1]
+                return leave(s, INTERACTED, kinetic, x, y, z, ux, uy, uz, time)
+            a = t.element[pick_nucleus(s, t, ANY), 1]
             q2 = exponential(s.rng) * 1e6 / (14.5 * a**0.66)
             down = q2 / (2.0 * momentum * momentum)
             if down < 2.0:
@@ -560,7 +578,7 @@ def neutron(s, t, idx):
             ux, uy, uz = rotate(ux, uy, uz, math.sqrt(1.0 - share), phi + math.pi)
             kinetic -= share * kinetic
             continue
-        row = pick_nucleus(s, t, 3)
+        row = pick_nucleus(s, t, BOUND)
         a = t.element[row, 1]
         if choice >= t.neutron[2, i] * (1.0 - w) + t.neutron[2, i + 1] * w:
             level = t.element[row, 4]

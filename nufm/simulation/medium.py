@@ -118,8 +118,14 @@ class Medium:
                     f"medium '{self.name}': no photoelectric data for Z = {e.z}; known are {sorted(PHOTOELECTRIC)}; "
                     "add a row to nufm.simulation.medium.PHOTOELECTRIC"
                 )
-        for field in ("density", "mean_excitation", "radiation_length", "nuclear_interaction_length",
-                      "pion_interaction_length", "muon_minus_lifetime"):
+        for field in (
+            "density",
+            "mean_excitation",
+            "radiation_length",
+            "nuclear_interaction_length",
+            "pion_interaction_length",
+            "muon_minus_lifetime",
+        ):
             value = getattr(self, field)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"medium '{self.name}': field '{field}' is {value}, expected a number > 0")

@@ -10,8 +10,9 @@ from enum import IntEnum
 
 import numpy as np
 
-GAMMA, ELECTRON, POSITRON, MUON_MINUS, MUON_PLUS, PION_MINUS, PION_PLUS, PION_ZERO = range(8)
-KAON_MINUS, KAON_PLUS, PROTON, NEUTRON = range(8, 12)
+# NumPy integers, because Numba compiles a function again for every plain integer constant it is called with.
+GAMMA, ELECTRON, POSITRON, MUON_MINUS, MUON_PLUS, PION_MINUS = (np.int64(code) for code in range(6))
+PION_PLUS, PION_ZERO, KAON_MINUS, KAON_PLUS, PROTON, NEUTRON = (np.int64(code) for code in range(6, 12))
 
 PDG = np.array([22, 11, -11, 13, -13, -211, 211, 111, -321, 321, 2212, 2112], dtype=np.int32)
 CHARGE = np.array([0, -1, 1, -1, 1, -1, 1, 0, -1, 1, 1, 0], dtype=np.float64)

@@ -70,11 +70,15 @@ class Tables(NamedTuple):
     log_min: float
     inverse_step: float
     heavy: np.ndarray  # (4, 2, G) mu, pi, K, p: restricted loss MeV/mm, range mm
-    electron: np.ndarray  # (2, 4, G) e-, e+: restricted loss MeV/mm, range mm, hard collisions 1/mm, photons 1/mm
+    electron: (
+        np.ndarray
+    )  # (2, 4, G) e-, e+: restricted loss MeV/mm, range mm, hard collisions 1/mm, photons 1/mm
     photon: np.ndarray  # (3, G) attenuation 1/mm, share of photoelectric, share of photoelectric and Compton
     hadron: np.ndarray  # (3, 2, G) pion, kaon, nucleon: inelastic and elastic rate 1/mm
     neutron: np.ndarray  # (3, G) below 20 MeV: rate 1/mm, share elastic on hydrogen, share elastic
-    element: np.ndarray  # (E, 5) Z, A, cumulative share of interactions, the same without hydrogen, first level
+    element: (
+        np.ndarray
+    )  # (E, 5) Z, A, cumulative share of interactions, the same without hydrogen, first level
     xi: float  # MeV/mm: 2 pi r_e^2 m_e c^2 n_e
     radiation_length: float
     z_effective: float
@@ -171,7 +175,9 @@ def max_transfer(mass: float, kinetic: np.ndarray) -> np.ndarray:
     return 2 * ELECTRON_MASS * (gamma**2 - 1) / (1 + 2 * gamma * ratio + ratio**2)
 
 
-def electron_collision_loss(medium: Medium, kinetic: np.ndarray, positron: bool, cut: float = np.inf) -> np.ndarray:
+def electron_collision_loss(
+    medium: Medium, kinetic: np.ndarray, positron: bool, cut: float = np.inf
+) -> np.ndarray:
     """Mean collision loss in MeV/mm of e- or e+ counting transfers below ``cut`` (ICRU 37, Berger and Seltzer)."""
     tau = kinetic / ELECTRON_MASS
     gamma = tau + 1
@@ -203,7 +209,9 @@ def hard_collision_rate(xi: float, kinetic: np.ndarray, positron: bool, cut: flo
         b1, b2 = 2 - y**2, (1 - 2 * y) * (3 + y**2)
         b4 = (1 - 2 * y) ** 3
         b3 = b4 + (1 - 2 * y) ** 2
-        total = (1 / x - 1) / beta2 + b1 * np.log(x) + b2 * (1 - x) - b3 * (1 - x**2) / 2 + b4 * (1 - x**3) / 3
+        total = (
+            (1 / x - 1) / beta2 + b1 * np.log(x) + b2 * (1 - x) - b3 * (1 - x**2) / 2 + b4 * (1 - x**3) / 3
+        )
         return xi / (ELECTRON_MASS * tau) * np.where(x < 1, total, 0.0)
     total = (gamma - 1) ** 2 / gamma**2 * (0.5 - x) + 1 / x - 1 / (1 - x)
     total = total - (2 * gamma - 1) / gamma**2 * np.log((1 - x) / x)
@@ -263,7 +271,9 @@ def low_energy_factor(kinetic: np.ndarray) -> np.ndarray:
 def effective_z(medium: Medium) -> float:
     """Atomic number of the one-element medium with the same screening, weighted with each element's radiation."""
     weights = [e.fraction / e.a * e.z * (e.z + 1) for e in medium.elements]
-    return float(np.exp(sum(w * np.log(e.z) for w, e in zip(weights, medium.elements, strict=True)) / sum(weights)))
+    return float(
+        np.exp(sum(w * np.log(e.z) for w, e in zip(weights, medium.elements, strict=True)) / sum(weights))
+    )
 
 
 def photoelectric(medium: Medium, energy: np.ndarray) -> np.ndarray:
@@ -274,7 +284,11 @@ def photoelectric(medium: Medium, energy: np.ndarray) -> np.ndarray:
         inside = np.clip(energy, max(edge, 0.01), 0.8)
         log = np.log(inside)
         sigma = np.exp(c[0] + log * (c[1] + log * (c[2] + log * c[3])))
-        sigma = sigma * np.where(energy > 0.8, 0.8 / energy, 1.0) * np.where(energy < 0.01, (0.01 / energy) ** 3, 1.0)
+        sigma = (
+            sigma
+            * np.where(energy > 0.8, 0.8 / energy, 1.0)
+            * np.where(energy < 0.01, (0.01 / energy) ** 3, 1.0)
+        )
         total += sigma * e.fraction / e.a
     return total * AVOGADRO * medium.density / 10
 

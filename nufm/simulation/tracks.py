@@ -18,6 +18,7 @@ from nufm.simulation.rng import uniform
 
 N_TRACKS, N_STEPS, N_STACK, OVERFLOW = 0, 1, 2, 3  # columns of Store.count
 RELEASED, DEPOSITED, ESCAPED = 0, 1, 2  # columns of Store.book
+GONE, STOPPED, DECAYED, INTERACTED = (np.int64(end) for end in range(4))  # how a particle's flight ended
 
 
 class Store(NamedTuple):
@@ -31,6 +32,7 @@ class Store(NamedTuple):
     stack: np.ndarray  # int64 (T,)
     count: np.ndarray  # int64 (4,)
     book: np.ndarray  # float64 (3,)
+    last: np.ndarray  # float64 (8,) state of a particle at the end of its flight, columns as track_f
     nucleons: np.ndarray  # float64 (128, 6) work space of the nuclear cascade
     box: np.ndarray  # float64 (2, 3) low and high corner, mm
     field: np.ndarray  # float64 (3,) tesla
@@ -82,6 +84,20 @@ def add_step(s, track, x0, y0, z0, x1, y1, z1, energy, time):
     s.step_i[n] = track
     s.count[N_STEPS] = n + 1
     s.book[DEPOSITED] += energy
+
+
+@njit(cache=True, nogil=True)
+def leave(s, end, kinetic, x, y, z, ux, uy, uz, time):
+    """Note the last state of a particle; returns ``end``."""
+    s.last[0] = kinetic
+    s.last[1] = x
+    s.last[2] = y
+    s.last[3] = z
+    s.last[4] = ux
+    s.last[5] = uy
+    s.last[6] = uz
+    s.last[7] = time
+    return end
 
 
 @njit(cache=True, nogil=True)
@@ -178,6 +194,8 @@ def highland(path_before, path_after):
 @njit(cache=True, nogil=True)
 def scatter(s, ux, uy, uz, variance):
     """Direction after multiple scattering with ``variance`` = theta_0^2 per plane."""
-    down = variance * -math.log(uniform(s.rng))  # 1 - cos: theta^2/2 is exponential for a Gaussian in two planes
+    down = variance * -math.log(
+        uniform(s.rng)
+    )  # 1 - cos: theta^2/2 is exponential for a Gaussian in two planes
     cosine = 1.0 - down if down < 2.0 else 2.0 * uniform(s.rng) - 1.0
     return rotate(ux, uy, uz, cosine, 2.0 * math.pi * uniform(s.rng))

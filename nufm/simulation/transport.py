@@ -19,25 +19,47 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from nufm.simulation.charged import heavy, neutral_pion
+from nufm.simulation.charged import decay, heavy
 from nufm.simulation.electromagnetic import electron, photon
-from nufm.simulation.hadronic import neutron
+from nufm.simulation.hadronic import absorb_at_rest, cascade, muon_capture, neutron
 from nufm.simulation.medium import Medium
 from nufm.simulation.particles import (
     ELECTRON,
     GAMMA,
+    KAON_LIFETIME,
+    KAON_MINUS,
+    KAON_PLUS,
     LIGHT_SPEED,
     MASS,
+    MUON_LIFETIME,
+    MUON_MINUS,
+    MUON_PLUS,
     NEUTRON,
     PDG,
+    PION_LIFETIME,
+    PION_MINUS,
+    PION_PLUS,
     PION_ZERO,
     POSITRON,
     Process,
     codes_of,
 )
-from nufm.simulation.rng import seed_state
+from nufm.simulation.rng import exponential, seed_state, uniform
 from nufm.simulation.stopping import T_MAX, Settings, build_tables
-from nufm.simulation.tracks import DEPOSITED, ESCAPED, N_STACK, N_STEPS, N_TRACKS, OVERFLOW, RELEASED, Store
+from nufm.simulation.tracks import (
+    DECAYED,
+    DEPOSITED,
+    ESCAPED,
+    GONE,
+    INTERACTED,
+    N_STACK,
+    N_STEPS,
+    N_TRACKS,
+    OVERFLOW,
+    RELEASED,
+    STOPPED,
+    Store,
+)
 
 __all__ = ["Primaries", "Process", "Settings", "Transported", "transport"]
 
@@ -90,7 +112,9 @@ class Primaries:
         bad = np.abs(length - 1) > 1e-5
         if bad.any():
             row = int(np.argmax(bad))
-            raise ValueError(f"primary {row}: direction of length {length[row]:.6g}, expected a unit vector; divide by it")
+            raise ValueError(
+                f"primary {row}: direction of length {length[row]:.6g}, expected a unit vector; divide by it"
+            )
 
 
 @dataclass(frozen=True)
@@ -145,16 +169,48 @@ def _follow_all(s, t, n_primaries):
         s.count[N_STACK] -= 1
         idx = s.stack[s.count[N_STACK]]
         code = s.track_i[idx, 0]
+        end = GONE
         if code == GAMMA:
             photon(s, t, idx)
         elif code == ELECTRON or code == POSITRON:
             electron(s, t, idx)
         elif code == NEUTRON:
-            neutron(s, t, idx)
+            end = neutron(s, t, idx)
         elif code == PION_ZERO:
-            neutral_pion(s, idx)
+            end = DECAYED
+            s.last[:] = s.track_f[idx]
         else:
-            heavy(s, t, idx)
+            end = heavy(s, t, idx)
+        if end != GONE:
+            _finish(s, t, idx, code, end)
+
+
+@njit(cache=True, nogil=True)
+def _finish(s, t, idx, code, end):
+    """What a particle turns into: decays in flight or at rest, cascades, captures; stopped protons do nothing."""
+    kinetic, x, y, z = s.last[0], s.last[1], s.last[2], s.last[3]
+    ux, uy, uz, time = s.last[4], s.last[5], s.last[6], s.last[7]
+    if end == STOPPED:
+        if code == MUON_MINUS:
+            time += t.muon_lifetime * exponential(s.rng)
+            if uniform(s.rng) > t.muon_lifetime / MUON_LIFETIME:
+                muon_capture(s, t, idx, x, y, z, time)
+                return
+        elif code == PION_MINUS or code == KAON_MINUS:
+            absorb_at_rest(s, t, idx, code, x, y, z, time)
+            return
+        elif code == MUON_PLUS:
+            time += MUON_LIFETIME * exponential(s.rng)
+        elif code == PION_PLUS:
+            time += PION_LIFETIME * exponential(s.rng)
+        elif code == KAON_PLUS:
+            time += KAON_LIFETIME * exponential(s.rng)
+        else:
+            return
+    if end == INTERACTED:
+        cascade(s, t, idx, code, kinetic, x, y, z, ux, uy, uz, time)
+    else:
+        decay(s, idx, code, kinetic, x, y, z, ux, uy, uz, time)
 
 
 def _enter_box(position: np.ndarray, direction: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -228,6 +284,7 @@ def transport(
             stack=np.empty(capacity, dtype=np.int64),
             count=np.array([n, 0, 0, 0], dtype=np.int64),
             book=np.zeros(3),
+            last=np.zeros(8),
             nucleons=np.zeros((128, 6)),
             box=corners,
             field=tesla,
@@ -235,7 +292,9 @@ def transport(
         store.track_f[:n, 0] = primaries.kinetic
         # entering primaries start on the surface, clipped so that rounding does not leave them outside
         start = primaries.position + way[:, None] * primaries.direction
-        store.track_f[:n, 1:4] = np.where(reaches[:, None], np.clip(start, corners[0], corners[1]), primaries.position)
+        store.track_f[:n, 1:4] = np.where(
+            reaches[:, None], np.clip(start, corners[0], corners[1]), primaries.position
+        )
         store.track_f[:n, 4:7] = primaries.direction
         store.track_f[:n, 7] = primaries.time + way / np.where(speed > 0, speed * LIGHT_SPEED, 1.0)
         store.track_i[:n, 0] = codes
