@@ -22,10 +22,9 @@ from torch import Tensor, nn
 
 from nufm.data.event import PointBatch
 from nufm.ops.attention import Windows, window_layout, windowed_attention
-from nufm.ops.neighbors import neighbor_map
 from nufm.ops.pool import Segments, pool_cells, segment_reduce, take
 from nufm.ops.serialize import CURVES, serialize
-from nufm.ops.sparse_conv import KernelMap, kernel_map, submanifold_conv
+from nufm.ops.sparse_conv import KernelMap, kernel_map_of, submanifold_conv
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +71,7 @@ def stage_geometry(grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: 
     order, inverse = serialize(grid, offsets, curves, depth)
     n, n_rows = len(grid), len(layout.gather)
     return Geometry(
-        neighbors=kernel_map(neighbor_map(grid, offsets)),
+        neighbors=kernel_map_of(grid, offsets),
         windows=Windows.from_boundaries(layout.boundaries, window),
         window=window,
         into=tuple(Segments(o[layout.gather], n) for o in order),

@@ -62,46 +62,72 @@ def neighbor_map(grid: Tensor, offsets: Tensor, kernel_size: int = 3) -> Tensor:
     Raises:
         ValueError: an even kernel size, or as :func:`cell_keys`.
     """
+    source, target, counts = neighbor_pairs(grid, offsets, kernel_size)
+    taps = torch.arange(len(counts), device=grid.device)
+    tap = taps.repeat_interleave(torch.tensor(counts, device=grid.device), output_size=len(source))
+    table = grid.new_full((len(grid), len(counts)), -1)
+    table[:, len(counts) // 2] = torch.arange(len(grid), device=grid.device)
+    table[target, tap] = source
+    return table
+
+
+def neighbor_pairs(grid: Tensor, offsets: Tensor, kernel_size: int = 3) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """The entries of :func:`neighbor_map` as a list, tap by tap, without the centre tap.
+
+    Args:
+        grid, offsets, kernel_size: as for :func:`neighbor_map`.
+
+    Returns:
+        ``source`` int64 (P,), the neighbour; ``target`` int64 (P,), the point that looks at it; and the number of
+        pairs of each of the k^3 taps (0 for the centre).
+
+    Raises:
+        ValueError: an even kernel size, or as :func:`cell_keys`.
+    """
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"the kernel size must be odd and positive, found {kernel_size}")
-    keys, (_, stride_x, stride_y) = cell_keys(grid, offsets, pad=kernel_size // 2)
+    radius, taps = kernel_size // 2, kernel_size**3
+    keys, (_, stride_x, stride_y) = cell_keys(grid, offsets, pad=radius)
     keys, order = torch.sort(keys, stable=True)
     first = torch.ones_like(keys, dtype=torch.bool)
     first[1:] = keys[1:] != keys[:-1]
-    table = _cell_neighbors(keys[first], kernel_size, stride_x, stride_y)  # (K, U), in units of cells
+    cells = keys[first]
+    has_duplicates = len(cells) < len(keys)
+    if has_duplicates:
+        cell_start = first.nonzero()[:, 0]
+        cell_count = torch.cat([cell_start, cell_start.new_tensor([len(keys)])]).diff()
 
-    # From cells back to points. Row U of the lists below stands for "no cell".
-    point = torch.cat([order[first], order.new_full((1,), -1)])
-    cell = torch.empty_like(order)
-    cell[order] = first.cumsum(0) - 1
-    table = point[table].index_select(1, cell)
-    table[kernel_size**3 // 2] = torch.arange(len(grid), device=grid.device)
-    return table.t()
+    def points(looking: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """(source, target) points of cells ``looking`` that see the cells ``seen``."""
+        if not has_duplicates:
+            return order[seen], order[looking]
+        # All points of a cell look, only the first of a cell is seen (the sort is stable: the lowest index).
+        count = cell_count[looking]
+        pair = torch.arange(len(looking), device=grid.device).repeat_interleave(count)
+        rank = torch.arange(len(pair), device=grid.device) - (count.cumsum(0) - count)[pair]
+        return order[cell_start[seen]][pair], order[cell_start[looking][pair] + rank]
 
-
-def _cell_neighbors(keys: Tensor, kernel_size: int, stride_x: int, stride_y: int) -> Tensor:
-    """(K, U) neighbour of each cell among the sorted distinct ``keys`` (U,); U where there is none."""
-    u, radius, taps = len(keys), kernel_size // 2, kernel_size**3
-    cells = torch.arange(u, device=keys.device)
-    table = keys.new_full((taps, u + 1), u)  # column U takes what points to "none" and is dropped
-    padded = torch.cat([keys, keys.new_full((1,), torch.iinfo(torch.int64).max)])
     # Tap t of a cell is tap K-1-t of the neighbour, so half of the taps suffice. The cells of one column (along z) are
     # consecutive keys, so that one search per column suffices.
+    pairs = {}
+    index = torch.arange(len(cells), device=grid.device)
+    padded = torch.cat([cells, cells.new_full((1,), torch.iinfo(torch.int64).max)])
     for column in range(kernel_size**2 // 2, kernel_size**2):
         dx, dy = column // kernel_size - radius, column % kernel_size - radius
         low = 1 if dx == dy == 0 else -radius
-        target = keys + (dx * stride_x + dy * stride_y + low)
-        place = cells + 1 if dx == dy == 0 else torch.searchsorted(keys, target)
+        key = cells + (dx * stride_x + dy * stride_y + low)
+        place = index + 1 if dx == dy == 0 else torch.searchsorted(cells, key)
         for dz in range(low, radius + 1):
-            hit = padded[place] == target
-            found = torch.where(hit, place, u)
+            hit = padded[place] == key
+            looking = hit.nonzero()[:, 0]
+            seen = place[looking]
             tap = column * kernel_size + dz + radius
-            table[tap, :u] = found
-            table[taps - 1 - tap].scatter_(0, found, cells)
-            place = place + hit
-            target = target + 1
-    table[taps // 2, :u] = cells
-    return table[:, :u]
+            pairs[tap] = points(looking, seen)
+            pairs[taps - 1 - tap] = points(seen, looking)
+            place, key = place + hit, key + 1
+    pairs[taps // 2] = index[:0], index[:0]
+    source, target = zip(*(pairs[tap] for tap in range(taps)), strict=True)
+    return torch.cat(source), torch.cat(target), tuple(len(s) for s in source)
 
 
 def nearest(query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, max_distance: float) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from nufm.ops.neighbors import neighbor_pairs
 from nufm.ops.pool import Segments
 
 
@@ -60,6 +61,12 @@ class _Transposed(KernelMap):
         return self.original
 
 
+def kernel_map_of(grid: Tensor, offsets: Tensor, kernel_size: int = 3) -> KernelMap:
+    """Pair lists straight from the lattice: ``kernel_map(neighbor_map(...))`` without the (N, K) table between."""
+    source, target, counts = neighbor_pairs(grid, offsets, kernel_size)
+    return KernelMap(source, target, counts, len(grid))
+
+
 def kernel_map(neighbors: Tensor) -> KernelMap:
     """Pair lists of a neighbour map.
 
@@ -92,11 +99,9 @@ def _pair_products(feat: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
         return out
     rows = feat.index_select(0, pairs.source)
     product = rows.new_empty(len(rows), weight.shape[0])
-    start = 0
-    for tap, count in enumerate(pairs.counts):
-        if count:
-            torch.mm(rows[start : start + count], weight[:, tap].t(), out=product[start : start + count])
-            start += count
+    for x, w, y in zip(rows.split(pairs.counts), weight.unbind(1), product.split(pairs.counts), strict=True):
+        if len(x):
+            torch.mm(x, w.t(), out=y)
     return out.add_(pairs.by_target.sum(product))
 
 
@@ -130,11 +135,9 @@ class _WeightGradient(Function):
         out = feat.new_zeros(grad.shape[1], pairs.taps, feat.shape[1])
         torch.mm(grad.t(), feat, out=out[:, pairs.taps // 2])
         rows, grads = feat.index_select(0, pairs.source), grad.index_select(0, pairs.target)
-        start = 0
-        for tap, count in enumerate(pairs.counts):
-            if count:
-                torch.mm(grads[start : start + count].t(), rows[start : start + count], out=out[:, tap])
-                start += count
+        for x, g, w in zip(rows.split(pairs.counts), grads.split(pairs.counts), out.unbind(1), strict=True):
+            if len(x):
+                torch.mm(g.t(), x, out=w)
         return out
 
     @staticmethod
