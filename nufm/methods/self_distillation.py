@@ -181,11 +181,12 @@ class SelfDistillation(LightningModule):
                     f"train/{name}_matched": (part[2] >= 0).float().mean(),
                 },
                 batch_size=n_events,
+                sync_dist=True,  # a rank's loss is its share of the global batch's
             )
         # 1 if the features of different points point everywhere, 0 if all are the same.
         spread = F.normalize(teacher.float(), dim=-1).std(0, correction=0).norm() if len(teacher) else total.detach()
-        self.log("train/feature_std", spread, batch_size=n_events)
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=n_events)
+        self.log("train/feature_std", spread, batch_size=n_events, sync_dist=True)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=n_events, sync_dist=True)
         return total
 
     def distill(
