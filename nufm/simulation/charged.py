@@ -36,6 +36,7 @@ from nufm.simulation.particles import (
     Process,
 )
 from nufm.simulation.rng import exponential, poisson, uniform
+from nufm.simulation.stopping import ELASTIC_RATE, HEAVY_LOSS, HEAVY_RANGE, INELASTIC_RATE
 from nufm.simulation.tracks import (
     DECAYED,
     ESCAPED,
@@ -48,10 +49,12 @@ from nufm.simulation.tracks import (
     add_track,
     bend,
     distance_out,
+    field_strength,
     grid_position,
     highland,
     isotropic,
     leave,
+    look,
     rotate,
     scatter,
 )
@@ -101,7 +104,7 @@ def decay(s, idx, code, kinetic, x, y, z, ux, uy, uz, time):
         emit(s, GAMMA, idx, 0.0, half, PION_ZERO_MASS, kinetic, ux, uy, uz, -vx, -vy, -vz, x, y, z, time)
         if row < s.track_f.shape[0]:
             s.track_f[row, 0] = kinetic + PION_ZERO_MASS - lab  # closes the balance to the last bit
-        s.book[RELEASED] += PION_ZERO_MASS
+        s.state[RELEASED] += PION_ZERO_MASS
     elif code == MUON_MINUS or code == MUON_PLUS:
         while True:  # x^2 (3 - 2x), largest at x = 1
             share = uniform(s.rng)
@@ -110,8 +113,8 @@ def decay(s, idx, code, kinetic, x, y, z, ux, uy, uz, time):
         own = share * MICHEL_END - ME
         child = ELECTRON if code == MUON_MINUS else POSITRON
         lab = emit(s, child, idx, ME, own, MUON_MASS, kinetic, ux, uy, uz, vx, vy, vz, x, y, z, time)
-        s.book[RELEASED] += MUON_MASS - ME
-        s.book[ESCAPED] += kinetic + (MUON_MASS - ME) - lab
+        s.state[RELEASED] += MUON_MASS - ME
+        s.state[ESCAPED] += kinetic + (MUON_MASS - ME) - lab
     elif code == PION_MINUS or code == PION_PLUS:
         child = MUON_MINUS if code == PION_MINUS else MUON_PLUS
         lab = emit(
@@ -133,8 +136,8 @@ def decay(s, idx, code, kinetic, x, y, z, ux, uy, uz, time):
             z,
             time,
         )
-        s.book[RELEASED] += PION_MASS - MUON_MASS
-        s.book[ESCAPED] += kinetic + (PION_MASS - MUON_MASS) - lab
+        s.state[RELEASED] += PION_MASS - MUON_MASS
+        s.state[ESCAPED] += kinetic + (PION_MASS - MUON_MASS) - lab
     elif uniform(s.rng) < 0.75:
         child = MUON_MINUS if code == KAON_MINUS else MUON_PLUS
         lab = emit(
@@ -156,8 +159,8 @@ def decay(s, idx, code, kinetic, x, y, z, ux, uy, uz, time):
             z,
             time,
         )
-        s.book[RELEASED] += KAON_MASS - MUON_MASS
-        s.book[ESCAPED] += kinetic + (KAON_MASS - MUON_MASS) - lab
+        s.state[RELEASED] += KAON_MASS - MUON_MASS
+        s.state[ESCAPED] += kinetic + (KAON_MASS - MUON_MASS) - lab
     else:
         child = PION_MINUS if code == KAON_MINUS else PION_PLUS
         free = KAON_MASS - PION_MASS - PION_ZERO_MASS
@@ -203,14 +206,14 @@ def decay(s, idx, code, kinetic, x, y, z, ux, uy, uz, time):
         )
         if row < s.track_f.shape[0]:
             s.track_f[row, 0] = max(kinetic + free - lab, 0.0)  # closes the balance to the last bit
-        s.book[RELEASED] += free
+        s.state[RELEASED] += free
 
 
 @njit(cache=True, nogil=True)
 def heavy(s, t, idx):
     """Follow a muon, charged pion, kaon or proton until it stops, decays, interacts or leaves.
 
-    Returns how it ended (``GONE``, ``STOPPED``, ``DECAYED``, ``INTERACTED``), with its last state in ``s.last``. The
+    Returns how it ended (``GONE``, ``STOPPED``, ``DECAYED``, ``INTERACTED``), with its last state in ``s.state``. The
     caller acts on it: were the decays and cascades called from here, Numba would compile them into this loop as well.
     """
     code = s.track_i[idx, 0]
@@ -247,20 +250,20 @@ def heavy(s, t, idx):
     uz = s.track_f[idx, 6]
     time = s.track_f[idx, 7]
     path = 0.0
-    field = abs(s.field[0]) + abs(s.field[1]) + abs(s.field[2])
+    field = field_strength(s)
     while True:
         i = 0
         w = 0.0
         reach = 0.0
         if kinetic > 0.0:
             i, w = grid_position(t, kinetic)
-            reach = t.heavy[row, 1, i] * (1.0 - w) + t.heavy[row, 1, i + 1] * w
+            reach = look(t, HEAVY_RANGE + row, i, w)
         if reach < t.step_min:
             end = 0.5 * reach  # half of the rest of the way, as its deposit's centre
             end = min(end, distance_out(s, x, y, z, ux, uy, uz))
             add_step(s, idx, x, y, z, x + ux * end, y + uy * end, z + uz * end, kinetic, time)
             return leave(s, STOPPED, 0.0, x + ux * end, y + uy * end, z + uz * end, ux, uy, uz, time)
-        loss_rate = t.heavy[row, 0, i] * (1.0 - w) + t.heavy[row, 0, i + 1] * w
+        loss_rate = look(t, HEAVY_LOSS + row, i, w)
         gamma = kinetic / mass + 1.0
         bg2 = (kinetic / mass) * (gamma + 1.0)
         beta2 = bg2 / (gamma * gamma)
@@ -276,7 +279,7 @@ def heavy(s, t, idx):
             step = out
         middle = max(kinetic - 0.5 * loss_rate * step, 0.5 * kinetic)
         i, w = grid_position(t, middle)
-        mean = (t.heavy[row, 0, i] * (1.0 - w) + t.heavy[row, 0, i + 1] * w) * step
+        mean = (look(t, HEAVY_LOSS + row, i, w)) * step
         largest = 2.0 * ME * bg2 / (1.0 + 2.0 * gamma * ratio + ratio * ratio)
         xi = t.xi * step / beta2
         loss = straggled_loss(s, t, mean, xi, t.collision_cut, min(largest, t.delta_cut))
@@ -317,7 +320,7 @@ def heavy(s, t, idx):
         z = nz
         time += step / (beta * LIGHT_SPEED)
         if leaves:
-            s.book[ESCAPED] += kinetic
+            s.state[ESCAPED] += kinetic
             return GONE
         if field > 0.0:
             ux, uy, uz = bend(s, ux, uy, uz, sign, momentum, 0.5 * step)
@@ -330,8 +333,8 @@ def heavy(s, t, idx):
         if lifetime > 0.0 and uniform(s.rng) * lifetime < step * mass / (momentum * LIGHT_SPEED):
             return leave(s, DECAYED, kinetic, x, y, z, ux, uy, uz, time)
         if hadron >= 0:
-            inelastic = (t.hadron[hadron, 0, i] * (1.0 - w) + t.hadron[hadron, 0, i + 1] * w) * step
-            elastic = (t.hadron[hadron, 1, i] * (1.0 - w) + t.hadron[hadron, 1, i + 1] * w) * step
+            inelastic = (look(t, INELASTIC_RATE + hadron, i, w)) * step
+            elastic = (look(t, ELASTIC_RATE + hadron, i, w)) * step
             draw = uniform(s.rng)
             if draw < inelastic:
                 return leave(s, INTERACTED, kinetic, x, y, z, ux, uy, uz, time)

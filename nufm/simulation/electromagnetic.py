@@ -14,6 +14,15 @@ from numba import njit
 
 from nufm.simulation.particles import ELECTRON, ELECTRON_MASS, GAMMA, LIGHT_SPEED, POSITRON, Process
 from nufm.simulation.rng import exponential, gauss, poisson, uniform
+from nufm.simulation.stopping import (
+    ATTENUATION,
+    COMPTON_SHARE,
+    ELECTRON_LOSS,
+    ELECTRON_RANGE,
+    HARD_RATE,
+    PHOTO_SHARE,
+    PHOTON_RATE,
+)
 from nufm.simulation.tracks import (
     ESCAPED,
     RELEASED,
@@ -21,9 +30,11 @@ from nufm.simulation.tracks import (
     add_track,
     bend,
     distance_out,
+    field_strength,
     grid_position,
     highland,
     isotropic,
+    look,
     rotate,
     scatter,
 )
@@ -68,7 +79,7 @@ def straggled_loss(s, t, mean, xi, low, high):
 def annihilate(s, idx, x, y, z, time):
     """A positron at rest: two photons back to back."""
     ux, uy, uz = isotropic(s)
-    s.book[RELEASED] += 2.0 * ME
+    s.state[RELEASED] += 2.0 * ME
     add_track(s, GAMMA, idx, ANNIHILATION, ME, x, y, z, ux, uy, uz, time)
     add_track(s, GAMMA, idx, ANNIHILATION, ME, x, y, z, -ux, -uy, -uz, time)
 
@@ -162,22 +173,22 @@ def electron(s, t, idx):
     uz = s.track_f[idx, 6]
     time = s.track_f[idx, 7]
     path = 0.0
-    curved = s.field[0] != 0.0 or s.field[1] != 0.0 or s.field[2] != 0.0
+    field = field_strength(s)
     while True:
         i = 0
         w = 0.0
         reach = 0.0
         if kinetic > t.electron_stop:
             i, w = grid_position(t, kinetic)
-            reach = t.electron[row, 1, i] * (1.0 - w) + t.electron[row, 1, i + 1] * w
+            reach = look(t, ELECTRON_RANGE + row, i, w)
         if reach < t.step_min:
             add_step(s, idx, x, y, z, x, y, z, kinetic, time)
             if code == POSITRON:
                 annihilate(s, idx, x, y, z, time)
             return
-        loss_rate = t.electron[row, 0, i] * (1.0 - w) + t.electron[row, 0, i + 1] * w
-        hard = t.electron[row, 2, i] * (1.0 - w) + t.electron[row, 2, i + 1] * w
-        radiate = t.electron[row, 3, i] * (1.0 - w) + t.electron[row, 3, i + 1] * w
+        loss_rate = look(t, ELECTRON_LOSS + row, i, w)
+        hard = look(t, HARD_RATE + row, i, w)
+        radiate = look(t, PHOTON_RATE + row, i, w)
         gamma = kinetic / ME + 1.0
         momentum = ME * math.sqrt(gamma * gamma - 1.0)
         beta = momentum / (kinetic + ME)
@@ -186,8 +197,8 @@ def electron(s, t, idx):
         interacts = event <= step
         if interacts:
             step = event
-        if curved:
-            step_bend = 0.1 * momentum / (0.3 * (abs(s.field[0]) + abs(s.field[1]) + abs(s.field[2])))
+        if field > 0.0:
+            step_bend = 0.1 * momentum / (0.3 * field)
             if step > step_bend:
                 step = step_bend
                 interacts = False
@@ -199,7 +210,7 @@ def electron(s, t, idx):
             interacts = False
         middle = max(kinetic - 0.5 * loss_rate * step, 0.5 * kinetic)
         i, w = grid_position(t, middle)
-        mean = (t.electron[row, 0, i] * (1.0 - w) + t.electron[row, 0, i + 1] * w) * step
+        mean = (look(t, ELECTRON_LOSS + row, i, w)) * step
         high = min(t.delta_cut, kinetic if code == POSITRON else 0.5 * kinetic)
         loss = min(straggled_loss(s, t, mean, t.xi * step / (beta * beta), t.collision_cut, high), kinetic)
         nx = x + ux * step
@@ -212,11 +223,11 @@ def electron(s, t, idx):
         time += step / (beta * LIGHT_SPEED)
         kinetic -= loss
         if leaves:
-            s.book[ESCAPED] += kinetic
+            s.state[ESCAPED] += kinetic
             return
         if kinetic <= 0.0:
             continue
-        if curved:
+        if field > 0.0:
             ux, uy, uz = bend(s, ux, uy, uz, sign, momentum, 0.5 * step)
         pv = middle * (middle + 2.0 * ME) / (middle + ME)
         grown = path + step / t.radiation_length
@@ -277,17 +288,17 @@ def photon(s, t, idx):
             add_step(s, idx, x, y, z, x, y, z, energy, time)
             return
         i, w = grid_position(t, energy)
-        attenuation = t.photon[0, i] * (1.0 - w) + t.photon[0, i + 1] * w
+        attenuation = look(t, ATTENUATION, i, w)
         path = exponential(s.rng) / attenuation
         if path >= distance_out(s, x, y, z, ux, uy, uz):
-            s.book[ESCAPED] += energy
+            s.state[ESCAPED] += energy
             return
         x += ux * path
         y += uy * path
         z += uz * path
         time += path / LIGHT_SPEED
         choice = uniform(s.rng)
-        if choice < t.photon[1, i] * (1.0 - w) + t.photon[1, i + 1] * w:
+        if choice < look(t, PHOTO_SHARE, i, w):
             bound = t.binding if energy > t.binding + 1e-6 else 0.0
             add_step(s, idx, x, y, z, x, y, z, bound, time)
             free = energy - bound
@@ -298,7 +309,7 @@ def photon(s, t, idx):
             vx, vy, vz = rotate(ux, uy, uz, cosine, 2.0 * math.pi * uniform(s.rng))
             add_track(s, ELECTRON, idx, PHOTOELECTRIC, free, x, y, z, vx, vy, vz, time)
             return
-        if choice < t.photon[2, i] * (1.0 - w) + t.photon[2, i + 1] * w:
+        if choice < look(t, COMPTON_SHARE, i, w):
             energy, ux, uy, uz = compton_scatter(s, idx, energy, x, y, z, ux, uy, uz, time)
             continue
         pair(s, t, idx, energy, x, y, z, ux, uy, uz, time)
@@ -356,7 +367,7 @@ def pair(s, t, idx, energy, x, y, z, ux, uy, uz, time):
             tries += 1
             if uniform(s.rng) * top < g or tries > 200:
                 break
-    s.book[RELEASED] -= 2.0 * ME
+    s.state[RELEASED] -= 2.0 * ME
     plus = max(eps * energy - ME, 0.0)
     minus = free - plus
     if minus < 0.0:

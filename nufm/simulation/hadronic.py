@@ -36,7 +36,16 @@ from nufm.simulation.particles import (
     Process,
 )
 from nufm.simulation.rng import exponential, gauss, uniform
+from nufm.simulation.stopping import (
+    ELASTIC_RATE,
+    HYDROGEN_SHARE,
+    INELASTIC_RATE,
+    NEUTRON_RATE,
+    SCATTER_SHARE,
+)
 from nufm.simulation.tracks import (
+    BOX_HIGH,
+    BOX_LOW,
     ESCAPED,
     GONE,
     INTERACTED,
@@ -47,6 +56,7 @@ from nufm.simulation.tracks import (
     grid_position,
     isotropic,
     leave,
+    look,
     rotate,
 )
 
@@ -346,7 +356,7 @@ def evaporate(s, idx, process, excitation, a, x, y, z, time):
         freed += 1
     gammas(s, idx, process, rest, x, y, z, time)
     add_step(s, idx, x, y, z, x, y, z, recoil, time)
-    s.book[RELEASED] -= SEPARATION * freed
+    s.state[RELEASED] -= SEPARATION * freed
     return freed
 
 
@@ -421,13 +431,13 @@ def run_cascade(s, idx, process, n, z_nucleus, a, energy, nucleons_in, forced, x
             energy -= SEPARATION if a > 1.5 else 0.0
         else:
             energy -= m
-            s.book[RELEASED] -= m
+            s.state[RELEASED] -= m
     if a > 1.5:
         energy += SEPARATION * nucleons_in
-        s.book[RELEASED] -= SEPARATION * freed
+        s.state[RELEASED] -= SEPARATION * freed
     heat = energy - out
     if heat < 0.0:  # rounding only: the well depth is never less than what a nucleon costs
-        s.book[RELEASED] -= heat
+        s.state[RELEASED] -= heat
         heat = 0.0
     evaporate(s, idx, process, heat, a, x, y, z, time)
 
@@ -443,7 +453,7 @@ def cascade(s, t, idx, code, kinetic, x, y, z, ux, uy, uz, time):
     energy = kinetic
     if nucleons_in == 0:
         energy += m
-        s.book[RELEASED] += m
+        s.state[RELEASED] += m
     run_cascade(
         s, idx, INELASTIC, n, t.element[row, 0], t.element[row, 1], energy, nucleons_in, ONCE, x, y, z, time
     )
@@ -461,7 +471,7 @@ def absorb_at_rest(s, t, idx, code, x, y, z, time):
     a = t.element[row, 1]
     n = NOTHING
     if code == PION_MINUS:
-        s.book[RELEASED] += PION_MASS
+        s.state[RELEASED] += PION_MASS
         c1 = NEUTRON
         c2 = NEUTRON if uniform(s.rng) < 0.8 else PROTON
         gx, gy, gz = fermi(s, a > 1.5)
@@ -471,7 +481,7 @@ def absorb_at_rest(s, t, idx, code, x, y, z, time):
         lower(s, NOTHING, n, e - m + 2.0 * SEPARATION + FERMI_ENERGY * uniform(s.rng))
         run_cascade(s, idx, CAPTURE, n, z_nucleus, a, PION_MASS, NOTHING, NOTHING, x, y, z, time)
         return
-    s.book[RELEASED] += KAON_MASS
+    s.state[RELEASED] += KAON_MASS
     free = KAON_MASS - 2.0 * PION_MASS - SEPARATION
     first = free * (0.35 + 0.3 * uniform(s.rng))
     second = (free - first) * uniform(s.rng)
@@ -503,8 +513,8 @@ def muon_capture(s, t, idx, x, y, z, time):
             best = t.element[i, 0]
             row = i
     excitation = min(5.0 + 7.0 * (exponential(s.rng) + exponential(s.rng)), 95.0)
-    s.book[RELEASED] += MUON_MASS
-    s.book[ESCAPED] += MUON_MASS - excitation
+    s.state[RELEASED] += MUON_MASS
+    s.state[ESCAPED] += MUON_MASS - excitation
     evaporate(s, idx, CAPTURE, excitation, t.element[row, 1], x, y, z, time)
 
 
@@ -528,28 +538,33 @@ def neutron(s, t, idx):
             z += t.capture_spread * gauss(s.rng)
             time += t.capture_time * exponential(s.rng)
             inside = True
-            if x < s.box[0, 0] or x > s.box[1, 0] or y < s.box[0, 1] or y > s.box[1, 1]:
+            if (
+                x < s.state[BOX_LOW + 0]
+                or x > s.state[BOX_HIGH + 0]
+                or y < s.state[BOX_LOW + 1]
+                or y > s.state[BOX_HIGH + 1]
+            ):
                 inside = False
-            if z < s.box[0, 2] or z > s.box[1, 2]:
+            if z < s.state[BOX_LOW + 2] or z > s.state[BOX_HIGH + 2]:
                 inside = False
             if not inside:
-                s.book[ESCAPED] += kinetic
+                s.state[ESCAPED] += kinetic
                 return GONE
-            s.book[RELEASED] += t.capture_energy
+            s.state[RELEASED] += t.capture_energy
             add_step(s, idx, x, y, z, x, y, z, kinetic, time)
             gammas(s, idx, BY_NEUTRON, t.capture_energy, x, y, z, time)
             return GONE
         i, w = grid_position(t, kinetic)
         fast = kinetic >= CASCADE_LIMIT
         if fast:
-            inelastic = t.hadron[2, 0, i] * (1.0 - w) + t.hadron[2, 0, i + 1] * w
-            rate = inelastic + t.hadron[2, 1, i] * (1.0 - w) + t.hadron[2, 1, i + 1] * w
+            inelastic = look(t, INELASTIC_RATE + 2, i, w)
+            rate = inelastic + look(t, ELASTIC_RATE + 2, i, w)
         else:
             inelastic = 0.0
-            rate = t.neutron[0, i] * (1.0 - w) + t.neutron[0, i + 1] * w
+            rate = look(t, NEUTRON_RATE, i, w)
         path = exponential(s.rng) / rate
         if path >= distance_out(s, x, y, z, ux, uy, uz):
-            s.book[ESCAPED] += kinetic
+            s.state[ESCAPED] += kinetic
             return GONE
         x += ux * path
         y += uy * path
@@ -569,7 +584,7 @@ def neutron(s, t, idx):
                 kinetic -= recoil
                 ux, uy, uz = rotate(ux, uy, uz, 1.0 - down, 2.0 * math.pi * uniform(s.rng))
             continue
-        if choice < t.neutron[1, i] * (1.0 - w) + t.neutron[1, i + 1] * w:
+        if choice < look(t, HYDROGEN_SHARE, i, w):
             # equal masses: the recoil proton takes any share, at right angles
             share = uniform(s.rng)
             phi = 2.0 * math.pi * uniform(s.rng)
@@ -580,7 +595,7 @@ def neutron(s, t, idx):
             continue
         row = pick_nucleus(s, t, BOUND)
         a = t.element[row, 1]
-        if choice >= t.neutron[2, i] * (1.0 - w) + t.neutron[2, i + 1] * w:
+        if choice >= look(t, SCATTER_SHARE, i, w):
             level = t.element[row, 4]
             room = kinetic - level
             if room > 0.0:

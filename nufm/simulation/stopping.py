@@ -64,18 +64,27 @@ class Settings:
     electron_range_fraction: float = 0.2
 
 
+# Rows of Tables.grid. Four heavy species in the order mu, pi, K, p; two of e-, e+; three hadron groups pi, K, nucleon.
+# (NumPy integers for the reason given in particles.py.)
+HEAVY_LOSS, HEAVY_RANGE = np.int64(0), np.int64(4)  # restricted MeV/mm; mm
+ELECTRON_LOSS, ELECTRON_RANGE = np.int64(8), np.int64(10)  # restricted MeV/mm; mm
+HARD_RATE, PHOTON_RATE = np.int64(12), np.int64(14)  # 1/mm
+ATTENUATION, PHOTO_SHARE, COMPTON_SHARE = np.int64(16), np.int64(17), np.int64(18)  # 1/mm; share of photoelectric, of that and Compton
+INELASTIC_RATE, ELASTIC_RATE = np.int64(19), np.int64(22)  # 1/mm
+NEUTRON_RATE, HYDROGEN_SHARE, SCATTER_SHARE = (
+    25,
+    26,
+    27,
+)  # below 20 MeV: 1/mm; elastic on hydrogen, elastic on all
+N_ROWS = 28
+
+
 class Tables(NamedTuple):
     """What the compiled code reads of a medium. G grid points in ln(T / MeV), E elements."""
 
     log_min: float
     inverse_step: float
-    heavy: np.ndarray  # (4, 2, G) mu, pi, K, p: restricted loss MeV/mm, range mm
-    electron: (
-        np.ndarray
-    )  # (2, 4, G) e-, e+: restricted loss MeV/mm, range mm, hard collisions 1/mm, photons 1/mm
-    photon: np.ndarray  # (3, G) attenuation 1/mm, share of photoelectric, share of photoelectric and Compton
-    hadron: np.ndarray  # (3, 2, G) pion, kaon, nucleon: inelastic and elastic rate 1/mm
-    neutron: np.ndarray  # (3, G) below 20 MeV: rate 1/mm, share elastic on hydrogen, share elastic
+    grid: np.ndarray  # (N_ROWS, G)
     element: (
         np.ndarray
     )  # (E, 5) Z, A, cumulative share of interactions, the same without hydrogen, first level
@@ -326,7 +335,7 @@ def pair_production(medium: Medium, energy: np.ndarray) -> np.ndarray:
 
 
 def hadron_rates(medium: Medium, kinetic: np.ndarray) -> np.ndarray:
-    """Inelastic and elastic nuclear interactions per mm, (3, 2, G) for pions, kaons, nucleons.
+    """Nuclear interactions per mm, (6, G): inelastic of pions, kaons, nucleons, then elastic in the same order.
 
     The tabulated lengths are high-energy values; below 1 GeV pions see the Delta resonance (about 1.8 times the
     asymptotic cross section at 180 MeV: D. Ashery et al., Phys. Rev. C 23 (1981) 2173, scaled with A^(2/3)) and charged
@@ -338,7 +347,8 @@ def hadron_rates(medium: Medium, kinetic: np.ndarray) -> np.ndarray:
     pion = (1 + delta) * rise / medium.pion_interaction_length
     kaon = 0.8 * rise / medium.pion_interaction_length
     nucleon = (1 - np.exp(-kinetic / 12.0)) / medium.nuclear_interaction_length
-    return np.stack([np.stack([r, r * elastic_share]) for r in (pion, kaon, nucleon)])
+    rates = np.stack([pion, kaon, nucleon])
+    return np.concatenate([rates, rates * elastic_share])
 
 
 def neutron_rates(medium: Medium, kinetic: np.ndarray) -> np.ndarray:
@@ -376,21 +386,26 @@ def build_tables(medium: Medium, settings: Settings) -> Tables:
     """All tables of ``medium``; computed once per process (about 0.1 s)."""
     kinetic = energy_grid()
     xi = K_HALF * medium.z_over_a * medium.density / 10
-    heavy = np.empty((4, 2, len(kinetic)))
+    grid = np.empty((N_ROWS, len(kinetic)))
     for i, mass in enumerate(HEAVY_MASSES):
-        heavy[i, 0] = heavy_loss(medium, mass, kinetic, settings.delta_cut)
-        heavy[i, 1] = range_of(heavy_loss(medium, mass, kinetic), kinetic)
-    electron = np.empty((2, 4, len(kinetic)))
+        grid[HEAVY_LOSS + i] = heavy_loss(medium, mass, kinetic, settings.delta_cut)
+        grid[HEAVY_RANGE + i] = range_of(heavy_loss(medium, mass, kinetic), kinetic)
     radiated = bremsstrahlung(medium, kinetic, 0.0, np.inf, 1)
+    soft = bremsstrahlung(medium, kinetic, 0.0, settings.bremsstrahlung_cut, 1)
     for i, positron in enumerate((False, True)):
-        soft = bremsstrahlung(medium, kinetic, 0.0, settings.bremsstrahlung_cut, 1)
-        electron[i, 0] = electron_collision_loss(medium, kinetic, positron, settings.delta_cut) + soft
-        electron[i, 1] = range_of(electron_collision_loss(medium, kinetic, positron) + radiated, kinetic)
-        electron[i, 2] = hard_collision_rate(xi, kinetic, positron, settings.delta_cut)
-        electron[i, 3] = bremsstrahlung(medium, kinetic, settings.bremsstrahlung_cut, np.inf, 0)
+        grid[ELECTRON_LOSS + i] = (
+            electron_collision_loss(medium, kinetic, positron, settings.delta_cut) + soft
+        )
+        grid[ELECTRON_RANGE + i] = range_of(
+            electron_collision_loss(medium, kinetic, positron) + radiated, kinetic
+        )
+        grid[HARD_RATE + i] = hard_collision_rate(xi, kinetic, positron, settings.delta_cut)
+        grid[PHOTON_RATE + i] = bremsstrahlung(medium, kinetic, settings.bremsstrahlung_cut, np.inf, 0)
     processes = np.stack([f(medium, kinetic) for f in (photoelectric, compton, pair_production)])
-    attenuation = processes.sum(0)
-    shares = np.cumsum(processes, 0)[:2] / attenuation
+    grid[ATTENUATION] = processes.sum(0)
+    grid[PHOTO_SHARE : COMPTON_SHARE + 1] = np.cumsum(processes, 0)[:2] / grid[ATTENUATION]
+    grid[INELASTIC_RATE : ELASTIC_RATE + 3] = hadron_rates(medium, kinetic)
+    grid[NEUTRON_RATE : SCATTER_SHARE + 1] = neutron_rates(medium, kinetic)
     element = np.zeros((len(medium.elements), 5))
     weight = np.array([e.fraction / e.a * e.a**0.7 for e in medium.elements])
     bound = weight * np.array([e.z > 1 for e in medium.elements])
@@ -403,11 +418,7 @@ def build_tables(medium: Medium, settings: Settings) -> Tables:
     return Tables(
         log_min=float(np.log(T_MIN)),
         inverse_step=float(PER_DECADE / np.log(10)),
-        heavy=heavy,
-        electron=electron,
-        photon=np.concatenate([attenuation[None], shares]),
-        hadron=hadron_rates(medium, kinetic),
-        neutron=neutron_rates(medium, kinetic),
+        grid=grid,
         element=element,
         xi=float(xi),
         radiation_length=float(medium.radiation_length),

@@ -16,8 +16,12 @@ from numba import njit
 
 from nufm.simulation.rng import uniform
 
-N_TRACKS, N_STEPS, N_STACK, OVERFLOW = 0, 1, 2, 3  # columns of Store.count
-RELEASED, DEPOSITED, ESCAPED = 0, 1, 2  # columns of Store.book
+N_TRACKS, N_STEPS, N_STACK, OVERFLOW = 0, 1, 2, 3  # entries of Store.count
+CODE, PARENT, PROCESS, STACK = 0, 1, 2, 3  # columns of Store.track_i
+# entries of Store.state: the energy book, the box (mm), the field (tesla), a particle's state where its flight ended
+RELEASED, DEPOSITED, ESCAPED = 0, 1, 2
+BOX_LOW, BOX_HIGH, FIELD, LAST = 3, 6, 9, 12
+N_STATE = 20
 GONE, STOPPED, DECAYED, INTERACTED = (np.int64(end) for end in range(4))  # how a particle's flight ended
 
 
@@ -26,16 +30,12 @@ class Store(NamedTuple):
 
     rng: np.ndarray  # uint64 (4,)
     track_f: np.ndarray  # float64 (T, 8) kinetic, x, y, z, ux, uy, uz, time
-    track_i: np.ndarray  # int64 (T, 3) code, parent, process
+    track_i: np.ndarray  # int64 (T, 4) code, parent, process; the last column is the stack of rows to follow
     step_f: np.ndarray  # float32 (S, 8) start, end, energy, time
     step_i: np.ndarray  # int32 (S,) track
-    stack: np.ndarray  # int64 (T,)
     count: np.ndarray  # int64 (4,)
-    book: np.ndarray  # float64 (3,)
-    last: np.ndarray  # float64 (8,) state of a particle at the end of its flight, columns as track_f
-    nucleons: np.ndarray  # float64 (128, 6) work space of the nuclear cascade
-    box: np.ndarray  # float64 (2, 3) low and high corner, mm
-    field: np.ndarray  # float64 (3,) tesla
+    state: np.ndarray  # float64 (N_STATE,)
+    nucleons: np.ndarray  # float64 (128, 5) the nuclear cascade's stack: code, momentum, may collide
 
 
 @njit(cache=True, nogil=True)
@@ -54,10 +54,10 @@ def add_track(s, code, parent, process, kinetic, x, y, z, ux, uy, uz, time):
     row[5] = uy
     row[6] = uz
     row[7] = time
-    s.track_i[n, 0] = code
-    s.track_i[n, 1] = parent
-    s.track_i[n, 2] = process
-    s.stack[s.count[N_STACK]] = n
+    s.track_i[n, CODE] = code
+    s.track_i[n, PARENT] = parent
+    s.track_i[n, PROCESS] = process
+    s.track_i[s.count[N_STACK], STACK] = n
     s.count[N_TRACKS] = n + 1
     s.count[N_STACK] += 1
     return n
@@ -83,20 +83,20 @@ def add_step(s, track, x0, y0, z0, x1, y1, z1, energy, time):
     row[7] = time
     s.step_i[n] = track
     s.count[N_STEPS] = n + 1
-    s.book[DEPOSITED] += energy
+    s.state[DEPOSITED] += energy
 
 
 @njit(cache=True, nogil=True)
 def leave(s, end, kinetic, x, y, z, ux, uy, uz, time):
     """Note the last state of a particle; returns ``end``."""
-    s.last[0] = kinetic
-    s.last[1] = x
-    s.last[2] = y
-    s.last[3] = z
-    s.last[4] = ux
-    s.last[5] = uy
-    s.last[6] = uz
-    s.last[7] = time
+    s.state[LAST + 0] = kinetic
+    s.state[LAST + 1] = x
+    s.state[LAST + 2] = y
+    s.state[LAST + 3] = z
+    s.state[LAST + 4] = ux
+    s.state[LAST + 5] = uy
+    s.state[LAST + 6] = uz
+    s.state[LAST + 7] = time
     return end
 
 
@@ -133,24 +133,24 @@ def distance_out(s, x, y, z, ux, uy, uz):
     """Distance from a point inside the box to its surface, mm (0 when already outside and leaving)."""
     best = 1e30
     if ux > 0:
-        best = min(best, (s.box[1, 0] - x) / ux)
+        best = min(best, (s.state[BOX_HIGH + 0] - x) / ux)
     elif ux < 0:
-        best = min(best, (s.box[0, 0] - x) / ux)
+        best = min(best, (s.state[BOX_LOW + 0] - x) / ux)
     if uy > 0:
-        best = min(best, (s.box[1, 1] - y) / uy)
+        best = min(best, (s.state[BOX_HIGH + 1] - y) / uy)
     elif uy < 0:
-        best = min(best, (s.box[0, 1] - y) / uy)
+        best = min(best, (s.state[BOX_LOW + 1] - y) / uy)
     if uz > 0:
-        best = min(best, (s.box[1, 2] - z) / uz)
+        best = min(best, (s.state[BOX_HIGH + 2] - z) / uz)
     elif uz < 0:
-        best = min(best, (s.box[0, 2] - z) / uz)
+        best = min(best, (s.state[BOX_LOW + 2] - z) / uz)
     return max(best, 0.0)
 
 
 @njit(cache=True, nogil=True)
 def bend(s, ux, uy, uz, charge, momentum, length):
     """Direction after ``length`` mm in the magnetic field; momentum in MeV/c. p = 0.2998 B R (GeV/c, T, m)."""
-    bx, by, bz = s.field[0], s.field[1], s.field[2]
+    bx, by, bz = s.state[FIELD], s.state[FIELD + 1], s.state[FIELD + 2]
     strength = math.sqrt(bx * bx + by * by + bz * bz)
     angle = -charge * 0.299792458 * strength * length / momentum
     bx /= strength
@@ -172,9 +172,21 @@ def grid_position(t, kinetic):
     i = int(f)
     if f < 0.0:
         return 0, 0.0
-    if i >= t.photon.shape[1] - 1:
-        return t.photon.shape[1] - 2, 1.0
+    if i >= t.grid.shape[1] - 1:
+        return t.grid.shape[1] - 2, 1.0
     return i, f - i
+
+
+@njit(cache=True, nogil=True)
+def look(t, row, i, w):
+    """Table row at a grid position."""
+    return t.grid[row, i] * (1.0 - w) + t.grid[row, i + 1] * w
+
+
+@njit(cache=True, nogil=True)
+def field_strength(s):
+    """Upper bound of |B| in tesla; 0 means no field."""
+    return abs(s.state[FIELD]) + abs(s.state[FIELD + 1]) + abs(s.state[FIELD + 2])
 
 
 @njit(cache=True, nogil=True)

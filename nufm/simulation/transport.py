@@ -47,16 +47,23 @@ from nufm.simulation.particles import (
 from nufm.simulation.rng import exponential, seed_state, uniform
 from nufm.simulation.stopping import T_MAX, Settings, build_tables
 from nufm.simulation.tracks import (
+    BOX_HIGH,
+    BOX_LOW,
+    CODE,
     DECAYED,
     DEPOSITED,
     ESCAPED,
+    FIELD,
     GONE,
     INTERACTED,
+    LAST,
     N_STACK,
+    N_STATE,
     N_STEPS,
     N_TRACKS,
     OVERFLOW,
     RELEASED,
+    STACK,
     STOPPED,
     Store,
 )
@@ -161,13 +168,13 @@ def _follow_all(s, t, n_primaries):
     """Work off the stack. Primaries 0..n-1 stand in the track arrays already; marked ones (process < 0) stay out."""
     for i in range(n_primaries - 1, -1, -1):  # the first primary on top
         if s.track_i[i, 2] >= 0:
-            s.stack[s.count[N_STACK]] = i
+            s.track_i[s.count[N_STACK], STACK] = i
             s.count[N_STACK] += 1
         else:
             s.track_i[i, 2] = _PRIMARY
     while s.count[N_STACK] > 0 and s.count[OVERFLOW] == 0:
         s.count[N_STACK] -= 1
-        idx = s.stack[s.count[N_STACK]]
+        idx = s.track_i[s.count[N_STACK], STACK]
         code = s.track_i[idx, 0]
         end = GONE
         if code == GAMMA:
@@ -178,7 +185,8 @@ def _follow_all(s, t, n_primaries):
             end = neutron(s, t, idx)
         elif code == PION_ZERO:
             end = DECAYED
-            s.last[:] = s.track_f[idx]
+            for k in range(8):
+                s.state[LAST + k] = s.track_f[idx, k]
         else:
             end = heavy(s, t, idx)
         if end != GONE:
@@ -188,8 +196,8 @@ def _follow_all(s, t, n_primaries):
 @njit(cache=True, nogil=True)
 def _finish(s, t, idx, code, end):
     """What a particle turns into: decays in flight or at rest, cascades, captures; stopped protons do nothing."""
-    kinetic, x, y, z = s.last[0], s.last[1], s.last[2], s.last[3]
-    ux, uy, uz, time = s.last[4], s.last[5], s.last[6], s.last[7]
+    kinetic, x, y, z = s.state[LAST], s.state[LAST + 1], s.state[LAST + 2], s.state[LAST + 3]
+    ux, uy, uz, time = s.state[LAST + 4], s.state[LAST + 5], s.state[LAST + 6], s.state[LAST + 7]
     if end == STOPPED:
         if code == MUON_MINUS:
             time += t.muon_lifetime * exponential(s.rng)
@@ -278,17 +286,15 @@ def transport(
         store = Store(
             rng=seed_state(seed),
             track_f=np.empty((capacity, 8)),
-            track_i=np.empty((capacity, 3), dtype=np.int64),
+            track_i=np.empty((capacity, 4), dtype=np.int64),
             step_f=np.empty((4 * capacity, 8), dtype=np.float32),
             step_i=np.empty(4 * capacity, dtype=np.int32),
-            stack=np.empty(capacity, dtype=np.int64),
             count=np.array([n, 0, 0, 0], dtype=np.int64),
-            book=np.zeros(3),
-            last=np.zeros(8),
-            nucleons=np.zeros((128, 6)),
-            box=corners,
-            field=tesla,
+            state=np.zeros(N_STATE),
+            nucleons=np.zeros((128, 5)),
         )
+        store.state[BOX_LOW : BOX_LOW + 3], store.state[BOX_HIGH : BOX_HIGH + 3] = corners
+        store.state[FIELD : FIELD + 3] = tesla
         store.track_f[:n, 0] = primaries.kinetic
         # entering primaries start on the surface, clipped so that rounding does not leave them outside
         start = primaries.position + way[:, None] * primaries.direction
@@ -300,7 +306,7 @@ def transport(
         store.track_i[:n, 0] = codes
         store.track_i[:n, 1] = -1
         store.track_i[:n, 2] = np.where(reaches, _PRIMARY, -1)
-        store.book[ESCAPED] = primaries.kinetic[~reaches].sum()
+        store.state[ESCAPED] = primaries.kinetic[~reaches].sum()
         _follow_all(store, tables, n)
         if store.count[OVERFLOW] == 0:
             break
@@ -310,7 +316,7 @@ def transport(
 
 def _collect(store: Store, kinetic_in: float) -> Transported:
     tracks, steps = int(store.count[N_TRACKS]), int(store.count[N_STEPS])
-    codes = store.track_i[:tracks, 0]
+    codes = store.track_i[:tracks, CODE]
     kinetic = store.track_f[:tracks, 0].copy()
     step_f = store.step_f[:steps]
     return Transported(
@@ -328,7 +334,7 @@ def _collect(store: Store, kinetic_in: float) -> Transported:
         track_direction=store.track_f[:tracks, 4:7].copy(),
         track_time=store.track_f[:tracks, 7].copy(),
         kinetic_in=kinetic_in,
-        released=float(store.book[RELEASED]),
-        deposited=float(store.book[DEPOSITED]),
-        escaped=float(store.book[ESCAPED]),
+        released=float(store.state[RELEASED]),
+        deposited=float(store.state[DEPOSITED]),
+        escaped=float(store.state[ESCAPED]),
     )
