@@ -1,14 +1,16 @@
 """Point Transformer V3, encoder only, as used by Sonata and Panda.
 
-Wu et al., "Point Transformer V3: Simpler, Faster, Stronger", arXiv 2312.10035; Wu et al., "Sonata", arXiv 2503.16429;
-Young & Terao, "Panda", arXiv 2512.01324. Names of parameters are those of the released Panda weights.
+Wu et al., "Point Transformer V3: Simpler, Faster, Stronger", arXiv 2312.10035; Wu et al., "Sonata", arXiv
+2503.16429; Young & Terao, "Panda", arXiv 2512.01324. Names of parameters are those of the released Panda
+weights.
 
-Shape legend: N_s points of stage s, C_s channels, H heads, B events, K curves, Np rows of the attention windows.
+Shape legend: N_s points of stage s, C_s channels, H heads, B events, K curves, Np rows of the attention
+windows.
 
-An event's features do not depend on the other events of its batch: windows have a fixed size, lattice cells and curves
-belong to the event, and everything that follows acts on points or within events. In evaluation the result is
-deterministic. ``shuffle_orders="always"``, ``depth_bits=None`` and ``window_rule="shrink_to_smallest"`` give up these
-properties, each to repeat a habit of the published code.
+An event's features do not depend on the other events of its batch: windows have a fixed size, lattice cells
+and curves belong to the event, and everything that follows acts on points or within events. In evaluation the
+result is deterministic. ``shuffle_orders="always"``, ``depth_bits=None`` and
+``window_rule="shrink_to_smallest"`` give up these properties, each to repeat a habit of the published code.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ class Geometry:
     back: tuple[Segments, ...]
 
 
-def stage_geometry(grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: int | None, window: int) -> Geometry:
+def stage_geometry(
+    grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: int | None, window: int
+) -> Geometry:
     """Neighbours, windows and curve orders of one stage (see :class:`Geometry`)."""
     layout = window_layout(offsets, window)
     order, inverse = serialize(grid, offsets, curves, depth)
@@ -144,10 +148,14 @@ class Block(nn.Module):
         layer_scale: initial factor of the branches.
     """
 
-    def __init__(self, channels: int, heads: int, mlp_ratio: float, drop_path: float, layer_scale: float) -> None:
+    def __init__(
+        self, channels: int, heads: int, mlp_ratio: float, drop_path: float, layer_scale: float
+    ) -> None:
         super().__init__()
         self.drop_path = drop_path
-        self.cpe = nn.ModuleList([SubmanifoldConv(channels), nn.Linear(channels, channels), LayerNorm(channels)])
+        self.cpe = nn.ModuleList(
+            [SubmanifoldConv(channels), nn.Linear(channels, channels), LayerNorm(channels)]
+        )
         self.norm1 = nn.Sequential(LayerNorm(channels))
         self.attn = Attention(channels, heads)
         self.ls1 = nn.Sequential(LayerScale(channels, layer_scale))
@@ -190,7 +198,9 @@ class Embedding(nn.Module):
         if mask is None:
             return x
         if self.mask_token is None:
-            raise ValueError("a mask was given to an encoder without a mask token; build it with mask_token=True")
+            raise ValueError(
+                "a mask was given to an encoder without a mask token; build it with mask_token=True"
+            )
         if mask.dtype != torch.bool or mask.shape != x.shape[:1]:
             raise ValueError(f"'mask' must be bool ({len(x)},), found {mask.dtype} {tuple(mask.shape)}")
         return torch.where(mask[:, None], self.mask_token, x)
@@ -219,22 +229,26 @@ class PointTransformerV3(nn.Module):
         channels: C_s of each stage.
         heads: attention heads of each stage.
         window: largest number of points in an attention window.
-        curves: space-filling curves; block i of a stage uses curve i (mod K) of the stage's own shuffled list.
+        curves: space-filling curves; block i of a stage uses curve i (mod K) of the stage's own shuffled
+            list.
         mlp_ratio: hidden channels of the MLPs over C_s.
-        drop_path: per-point probability of dropping a branch in the last block, rising linearly from 0 in the first.
+        drop_path: per-point probability of dropping a branch in the last block, rising linearly from 0 in the
+            first.
         layer_scale: initial factor of the branches.
-        mask_token: learn an embedding for masked points. It gets a gradient only in a pass with ``mask``: under DDP
-            each step needs at least one such pass, or an encoder built with ``mask_token=False``.
-        shuffle_orders: when the list of curves is shuffled: ``train``, ``always`` (as published, evaluation is then
-            random), ``never``.
-        depth_bits: bits per axis of the finest stage's lattice, one less for each further stage (so that pooled curves
-            are the fine ones with a coarser pen). None takes the fewest bits that hold the batch, as published.
-        window_rule: ``fixed``: windows of ``window`` points for every event. ``shrink_to_smallest``: no window is
-            longer than the smallest event of the batch at that stage, as the published code without flash-attention.
+        mask_token: learn an embedding for masked points. It gets a gradient only in a pass with ``mask``:
+            under DDP each step needs at least one such pass, or an encoder built with ``mask_token=False``.
+        shuffle_orders: when the list of curves is shuffled: ``train``, ``always`` (as published, evaluation
+            is then random), ``never``.
+        depth_bits: bits per axis of the finest stage's lattice, one less for each further stage (so that
+            pooled curves are the fine ones with a coarser pen). None takes the fewest bits that hold the
+            batch, as published.
+        window_rule: ``fixed``: windows of ``window`` points for every event. ``shrink_to_smallest``: no
+            window is longer than the smallest event of the batch at that stage, as the published code without
+            flash-attention.
 
     Raises:
-        ValueError: lengths of depths, channels and heads that differ, channels that are no multiple of the heads, an
-            unknown curve, or too few ``depth_bits`` for the number of stages.
+        ValueError: lengths of depths, channels and heads that differ, channels that are no multiple of the
+            heads, an unknown curve, or too few ``depth_bits`` for the number of stages.
     """
 
     def __init__(
@@ -273,7 +287,8 @@ class PointTransformerV3(nn.Module):
         n_stages = len(depths)
         if not n_stages == len(channels) == len(heads) or n_stages == 0:
             raise ValueError(
-                f"depths, channels and heads need one entry per stage, found {n_stages}, {len(channels)}, {len(heads)}"
+                "depths, channels and heads need one entry per stage, "
+                f"found {n_stages}, {len(channels)} and {len(heads)}"
             )
         for c, h in zip(channels, heads, strict=True):
             if c % h:
@@ -285,7 +300,9 @@ class PointTransformerV3(nn.Module):
         if window_rule not in ("fixed", "shrink_to_smallest"):
             raise ValueError(f"window_rule must be 'fixed' or 'shrink_to_smallest', found '{window_rule}'")
         if depth_bits is not None and depth_bits < n_stages:
-            raise ValueError(f"depth_bits must be at least the number of stages, {n_stages}, found {depth_bits}")
+            raise ValueError(
+                f"depth_bits must be at least the number of stages, {n_stages}, found {depth_bits}"
+            )
         self.depths, self.channels = tuple(depths), tuple(channels)
         self.window, self.window_rule = window, window_rule
         self.curves, self.shuffle_orders, self.depth_bits = tuple(curves), shuffle_orders, depth_bits
@@ -310,16 +327,19 @@ class PointTransformerV3(nn.Module):
             mask: bool (N,), True where the embedding is replaced by the mask token; None for no masking.
 
         Returns:
-            One :class:`Stage` per resolution, finest first; ``stages[0].feat`` has one row per point of ``batch``.
+            One :class:`Stage` per resolution, finest first; ``stages[0].feat`` has one row per point of
+            ``batch``.
 
         Raises:
-            ValueError: a wrong number of feature columns, a bad mask, or a lattice cell beyond ``depth_bits``.
+            ValueError: a wrong number of feature columns, a bad mask, or a lattice cell beyond
+                ``depth_bits``.
         """
         in_channels = self.embedding.stem["linear"].in_features
         if batch.feat.dim() != 2 or batch.feat.shape[1] != in_channels:
             raise ValueError(
-                f"the encoder expects {in_channels} feature columns, the batch has {tuple(batch.feat.shape[1:])} "
-                f"{batch.columns}; the transforms must be those the encoder was built for"
+                f"the encoder expects {in_channels} feature columns, "
+                f"the batch has {tuple(batch.feat.shape[1:])} {batch.columns}; "
+                "the transforms must be those the encoder was built for"
             )
         x = self.embedding(batch.feat, mask)
         coord, grid, offsets, inverse = batch.coord, batch.grid, batch.offsets, None
@@ -341,7 +361,7 @@ class PointTransformerV3(nn.Module):
         return stages
 
     def stage_curves(self) -> list[str]:
-        """The list of curves, newly shuffled where ``shuffle_orders`` asks for it (from torch's CPU generator)."""
+        """The list of curves, shuffled by torch's CPU generator where ``shuffle_orders`` asks for it."""
         if self.shuffle_orders == "never" or (self.shuffle_orders == "train" and not self.training):
             return list(self.curves)
         return [self.curves[i] for i in torch.randperm(len(self.curves), device="cpu").tolist()]

@@ -35,10 +35,10 @@ class WindowLayout:
 def window_layout(offsets: Tensor, window: int) -> WindowLayout:
     """Cut each event into windows of ``window`` points, whatever the other events are.
 
-    An event of at most ``window`` points is one window of its own length. A longer one has only full windows: the free
-    places of its last window are taken by the last points of the previous window. They attend, and are attended to,
-    a second time, but only their first result is used. (The packing of Point Transformer V3 with variable-length
-    attention.)
+    An event of at most ``window`` points is one window of its own length. A longer one has only full windows:
+    the free places of its last window are taken by the last points of the previous window. They attend, and
+    are attended to, a second time, but only their first result is used. (The packing of Point Transformer V3
+    with variable-length attention.)
 
     Args:
         offsets: int64 (B+1,) from 0 to N; events of no points are legal and have no window.
@@ -90,7 +90,7 @@ class Windows:
 
     @classmethod
     def from_boundaries(cls, boundaries: Tensor, window: int) -> Windows:
-        """Group the windows ``boundaries`` (W+1,): full ones together, shorter ones padded to a multiple of 32.
+        """Group the windows ``boundaries`` (W+1,): full ones, and shorter ones padded to multiples of 32.
 
         Raises:
             ValueError: a window longer than ``window``.
@@ -129,25 +129,32 @@ def windowed_attention(
 
     Args:
         q, k, v: float (Np, H, D).
-        boundaries: int64 (W+1,) from 0 to Np, or the :class:`Windows` made of it; make the latter once for all blocks
-            of a level.
+        boundaries: int64 (W+1,) from 0 to Np, or the :class:`Windows` made of it; make the latter once for
+            all blocks of a level.
         window: largest number of rows in a window.
         scale: factor of the products, usually D^-0.5.
 
     Returns:
-        (Np, H, D) in the dtype of ``q``. Differentiable once (PyTorch's fused attention has no second derivative).
+        (Np, H, D) in the dtype of ``q``. Differentiable once (PyTorch's fused attention has no second
+        derivative).
 
     Raises:
         ValueError: shapes or dtypes of q, k, v that differ, or boundaries that do not end at Np.
     """
     if q.dim() != 3 or q.shape != k.shape or q.shape != v.shape:
-        raise ValueError(f"q, k, v must be (Np, H, D), found {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
+        raise ValueError(
+            f"q, k, v must be (Np, H, D), found {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
     if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
         raise ValueError(f"q, k, v must have one floating dtype, found {q.dtype}, {k.dtype}, {v.dtype}")
     if not isinstance(boundaries, Windows):
         boundaries = Windows.from_boundaries(boundaries, window)
     n, heads, width = q.shape
-    held = sum(w * size for w, size, _ in boundaries.buckets) if boundaries.rows is None else len(boundaries.rows.index)
+    held = (
+        sum(w * size for w, size, _ in boundaries.buckets)
+        if boundaries.rows is None
+        else len(boundaries.rows.index)
+    )
     if held != n:
         raise ValueError(f"the windows hold {held} rows, q has {n}")
     if n == 0:

@@ -5,6 +5,8 @@ Shape legend: N points, M query points, B events, U occupied cells, K = kernel_s
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -20,8 +22,8 @@ def cell_keys(grid: Tensor, offsets: Tensor, pad: int = 0) -> tuple[Tensor, tupl
     Args:
         grid: int64 (N, 3), >= 0.
         offsets: int64 (B+1,).
-        pad: empty cells kept free after the largest coordinate, so that a step of up to ``pad`` cells along any axis
-            never lands on an occupied cell of another row, plane or event.
+        pad: empty cells kept free after the largest coordinate, so that a step of up to ``pad`` cells along
+            any axis never lands on an occupied cell of another row, plane or event.
 
     Returns:
         int64 (N,) keys, and the strides (of one event, of x, of y); z has stride 1.
@@ -35,11 +37,14 @@ def cell_keys(grid: Tensor, offsets: Tensor, pad: int = 0) -> tuple[Tensor, tupl
     low, high = torch.aminmax(grid, dim=0)
     low, high = low.tolist(), high.tolist()
     if min(low) < 0:
-        raise ValueError(f"lattice coordinates must be >= 0, found {min(low)}; subtract each event's own minimum first")
+        raise ValueError(
+            f"lattice coordinates must be >= 0, found {min(low)}; subtract each event's own minimum first"
+        )
     nx, ny, nz = (h + 1 + pad for h in high)
     if (len(offsets) - 1) * nx * ny * nz > MAX_KEY:
         raise ValueError(
-            f"{len(offsets) - 1} events of {nx} x {ny} x {nz} cells exceed a 64-bit key; use a coarser grid size"
+            f"{len(offsets) - 1} events of {nx} x {ny} x {nz} cells exceed a 64-bit key; "
+            "use a coarser grid size"
         )
     x, y, z = grid.unbind(1)
     event = event_index(offsets, len(grid))
@@ -55,9 +60,10 @@ def neighbor_map(grid: Tensor, offsets: Tensor, kernel_size: int = 3) -> Tensor:
         kernel_size: odd edge k of the kernel.
 
     Returns:
-        int64 (N, k^3), -1 where the cell is empty. Tap t looks at ``grid + (t // k^2, t // k % k, t % k) - k // 2``
-        (C order over the grid columns). Where several points share a cell, the centre tap is each point itself
-        and the other taps, of all who look into that cell, are its point of lowest packed index.
+        int64 (N, k^3), -1 where the cell is empty. Tap t looks at the cell
+        ``grid + (t // k^2, t // k % k, t % k) - k // 2`` (C order over the grid columns). Where several points
+        share a cell, the centre tap is each point itself and the other taps, of all who look into that cell,
+        are its point of lowest packed index.
 
     Raises:
         ValueError: an even kernel size, or as :func:`cell_keys`.
@@ -71,15 +77,17 @@ def neighbor_map(grid: Tensor, offsets: Tensor, kernel_size: int = 3) -> Tensor:
     return table
 
 
-def neighbor_pairs(grid: Tensor, offsets: Tensor, kernel_size: int = 3) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+def neighbor_pairs(
+    grid: Tensor, offsets: Tensor, kernel_size: int = 3
+) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """The entries of :func:`neighbor_map` as a list, tap by tap, without the centre tap.
 
     Args:
         grid, offsets, kernel_size: as for :func:`neighbor_map`.
 
     Returns:
-        ``source`` int64 (P,), the neighbour; ``target`` int64 (P,), the point that looks at it; and the number of
-        pairs of each of the k^3 taps (0 for the centre).
+        ``source`` int64 (P,), the neighbour; ``target`` int64 (P,), the point that looks at it; and the
+        number of pairs of each of the k^3 taps (0 for the centre).
 
     Raises:
         ValueError: an even kernel size, or as :func:`cell_keys`.
@@ -107,8 +115,8 @@ def neighbor_pairs(grid: Tensor, offsets: Tensor, kernel_size: int = 3) -> tuple
         rank = torch.arange(len(pair), device=grid.device) - (count.cumsum(0) - count)[pair]
         return order[cell_start[seen]][pair], order[cell_start[looking][pair] + rank]
 
-    # Tap t of a cell is tap K-1-t of the neighbour, so half of the taps suffice. The cells of one column (along z) are
-    # consecutive keys, so that one search per column suffices.
+    # Tap t of a cell is tap K-1-t of the neighbour, so half of the taps suffice. The cells of one column
+    # (along z) are consecutive keys, so that one search per column suffices.
     pairs = {}
     index = torch.arange(len(cells), device=grid.device)
     padded = torch.cat([cells, cells.new_full((1,), torch.iinfo(torch.int64).max)])
@@ -130,7 +138,9 @@ def neighbor_pairs(grid: Tensor, offsets: Tensor, kernel_size: int = 3) -> tuple
     return torch.cat(source), torch.cat(target), tuple(len(s) for s in source)
 
 
-def nearest(query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, max_distance: float) -> Tensor:
+def nearest(
+    query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, max_distance: float
+) -> Tensor:
     """The nearest key of each query within the same event.
 
     Args:
@@ -178,7 +188,7 @@ def nearest(query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tens
     n_chunks = 1 + int(pairs[-1]) // PAIRS_PER_CHUNK
     cuts = torch.searchsorted(pairs, torch.arange(1, n_chunks, device=pairs.device) * PAIRS_PER_CHUNK)
     bounds = [0, *cuts.tolist(), len(query)]
-    for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
+    for lo, hi in itertools.pairwise(bounds):
         runs = count[lo:hi].flatten()
         run = torch.arange(len(runs), device=runs.device).repeat_interleave(runs)
         rank = torch.arange(len(run), device=runs.device) - (runs.cumsum(0) - runs)[run]

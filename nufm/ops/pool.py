@@ -22,7 +22,8 @@ from nufm.ops.serialize import event_index
 class Segments:
     """An index (N,) into n groups, with the lists that sums over its groups need, made when first used.
 
-    A layer that gathers with the same index in every block should share one of these: the sum is the gradient of
+    A layer that gathers with the same index in every block should share one of these: the sum is the gradient
+        of
     the gather, and sorting the index is most of its cost.
 
     Attributes:
@@ -52,8 +53,8 @@ class Segments:
         """(n, C) sums of the rows of ``x`` (N, C); not recorded by autograd."""
         if len(self.index) == 0 or self.n == 0 or x.shape[1] == 0:
             return x.new_zeros(self.n, x.shape[1])
-        # The sum mode of embedding_bag is a gather and a sum per group: on a CPU several times faster than index_add,
-        # and unlike it repeatable on a GPU.
+        # The sum mode of embedding_bag is a gather and a sum per group: on a CPU several times faster than
+        # index_add, and unlike it repeatable on a GPU.
         return embedding_bag(self.order, x, self.starts, mode="sum")
 
 

@@ -2,10 +2,11 @@
 
 Shape legend: N points, B events, K curves. ``offsets`` (B+1,) int64 runs from 0 to N (``cu_seqlens``).
 
-The z-order and Hilbert codes follow Point Transformer V3 (Wu et al., arXiv 2312.10035, section 4.1); the Hilbert code is
-Skilling's transform (J. Skilling, "Programming the Hilbert curve", AIP Conf. Proc. 707, 381, 2004). A Hilbert curve
-depends on its depth (each further level turns the axes), therefore ``depth`` is a fixed number of bits by default:
-chosen per batch, as in the published code, an event's order would depend on its batch mates.
+The z-order and Hilbert codes follow Point Transformer V3 (Wu et al., arXiv 2312.10035, section 4.1); the
+Hilbert code is Skilling's transform (J. Skilling, "Programming the Hilbert curve", AIP Conf. Proc. 707, 381,
+2004). A Hilbert curve depends on its depth (each further level turns the axes), therefore ``depth`` is a
+fixed number of bits by default: chosen per batch, as in the published code, an event's order would depend on
+its batch mates.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ CURVES = ("z", "z-trans", "hilbert", "hilbert-trans")
 MAX_DEPTH = 16  # 3 x 16 bits of code leave 15 bits of an int64 key for the event number
 
 
-def check_packed(rows: Tensor, offsets: Tensor, name: str = "grid", dtype: torch.dtype | None = torch.int64) -> None:
+def check_packed(
+    rows: Tensor, offsets: Tensor, name: str = "grid", dtype: torch.dtype | None = torch.int64
+) -> None:
     """Refuse arguments that are not N packed rows with three columns and (B+1,) offsets.
 
     Raises:
@@ -30,9 +33,12 @@ def check_packed(rows: Tensor, offsets: Tensor, name: str = "grid", dtype: torch
         raise ValueError(f"'{name}' must be {wanted}, found shape {tuple(rows.shape)} {rows.dtype}")
     if offsets.dim() != 1 or len(offsets) < 1 or offsets.dtype != torch.int64:
         raise ValueError(
-            f"offsets of '{name}' must be int64 (B+1,) from 0 to N, found shape {tuple(offsets.shape)} {offsets.dtype}"
+            f"offsets of '{name}' must be int64 (B+1,) from 0 to N, "
+            f"found shape {tuple(offsets.shape)} {offsets.dtype}"
         )
-    if offsets.device.type == "cpu" and int(offsets[-1]) != len(rows):  # elsewhere the check would wait for the device
+    if offsets.device.type == "cpu" and int(offsets[-1]) != len(
+        rows
+    ):  # elsewhere the check would wait for the device
         raise ValueError(f"offsets of '{name}' end at {int(offsets[-1])}, but there are {len(rows)} rows")
 
 
@@ -58,7 +64,9 @@ def quantize(coord: Tensor, offsets: Tensor, size: float) -> Tensor:
     """
     check_packed(coord, offsets, "coord", dtype=None)
     if not coord.is_floating_point():
-        raise ValueError(f"'coord' must be floating point, found {coord.dtype}; lattice indices need no quantize")
+        raise ValueError(
+            f"'coord' must be floating point, found {coord.dtype}; lattice indices need no quantize"
+        )
     if not size > 0:
         raise ValueError(f"the cell edge must be > 0, found {size}")
     cell = torch.floor(coord / size).long()
@@ -77,7 +85,9 @@ def bit_length(grid: Tensor) -> int:
         return 1
     low, high = (int(v) for v in torch.aminmax(grid))
     if low < 0:
-        raise ValueError(f"lattice coordinates must be >= 0, found {low}; subtract each event's own minimum first")
+        raise ValueError(
+            f"lattice coordinates must be >= 0, found {low}; subtract each event's own minimum first"
+        )
     return max(1, high.bit_length())
 
 
@@ -89,7 +99,8 @@ def _checked_bits(grid: Tensor, depth: int) -> int:
     bits = bit_length(grid)
     if bits > depth:
         raise ValueError(
-            f"a lattice cell has coordinate {int(grid.max())}, but a curve of depth {depth} ends at {2**depth - 1}; "
+            f"a lattice cell has coordinate {int(grid.max())}, "
+            f"but a curve of depth {depth} ends at {2**depth - 1}; "
             f"use a larger depth (up to {MAX_DEPTH}) or a coarser grid size"
         )
     return bits
@@ -109,14 +120,16 @@ def _interleave(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 def _hilbert(x: Tensor, y: Tensor, z: Tensor, depth: int, bits: int) -> Tensor:
-    # Above the highest bit in use all bits are 0, and one level of the loop below only turns (x, y, z) into (z, x, y).
+    # Above the highest bit in use all bits are 0, and one level of the loop below only turns (x, y, z) into
+    # (z, x, y).
     for _ in range((depth - bits) % 3):
         x, y, z = z, x, y
     axes = [x, y, z]
     for level in range(bits - 1, 0, -1):
         low = (1 << level) - 1
         for i in range(3):
-            # Where the bit is set, invert the lower bits of axis 0; elsewhere exchange them with those of axis i.
+            # Where the bit is set, invert the lower bits of axis 0; elsewhere exchange them with those of
+            # axis i.
             is_set = -((axes[i] >> level) & 1)
             swap = (axes[0] ^ axes[i]) & ~is_set & low
             axes[0] = axes[0] ^ ((is_set & low) | swap)
@@ -195,13 +208,15 @@ def event_code(grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: int 
         grid: int64 (N, 3), 0 <= coordinate < 2^depth.
         offsets: int64 (B+1,).
         curves: K names of curves.
-        depth: bits per axis; None takes the bit length of the largest coordinate of the whole batch, as published.
+        depth: bits per axis; None takes the bit length of the largest coordinate of the whole batch, as
+            published.
 
     Returns:
         int64 (K, N).
 
     Raises:
-        ValueError: bad shapes, an unknown curve, coordinates that exceed the depth, or more events than fit in a key.
+        ValueError: bad shapes, an unknown curve, coordinates that exceed the depth, or more events than fit
+            in a key.
     """
     check_packed(grid, offsets)
     if depth is None:
@@ -209,7 +224,10 @@ def event_code(grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: int 
     bits = _checked_bits(grid, depth)
     n_events = len(offsets) - 1
     if 3 * depth + n_events.bit_length() > 63:
-        raise ValueError(f"{n_events} events and a curve of depth {depth} exceed a 63-bit key; use a smaller depth or batch")
+        raise ValueError(
+            f"{n_events} events and a curve of depth {depth} exceed a 63-bit key; "
+            "use a smaller depth or batch"
+        )
     event = event_index(offsets, len(grid)) << 3 * depth
     codes = [event | _curve_code(grid, curve, depth, bits) for curve in curves]
     return torch.stack(codes) if codes else grid.new_zeros(0, len(grid))
@@ -227,8 +245,9 @@ def serialize(
         depth: bits per axis, see :func:`event_code`.
 
     Returns:
-        ``order`` (K, N): ``order[k, j]`` is the point at place j of curve k; events keep their rows, points that share
-        a cell keep their packed order. ``inverse`` (K, N): the place of each point, ``order[k, inverse[k, i]] = i``.
+        ``order`` (K, N): ``order[k, j]`` is the point at place j of curve k; events keep their rows, points
+        that share a cell keep their packed order. ``inverse`` (K, N): the place of each point, ``order[k,
+        inverse[k, i]] = i``.
 
     Raises:
         ValueError: as :func:`event_code`.

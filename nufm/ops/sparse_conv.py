@@ -1,12 +1,13 @@
 """Submanifold sparse convolution (Graham et al., arXiv 1711.10275) on packed points.
 
-Shape legend: N points, K = k^3 taps, P = neighbour pairs (point, tap) without the centre tap, Ci and Co channels.
+Shape legend: N points, K = k^3 taps, P = neighbour pairs (point, tap) without the centre tap, Ci and Co
+channels.
 
     out[i] = bias + sum_t  W[:, t] . feat[neighbor(i, t)]        (missing neighbours contribute nothing)
 
-Points have few neighbours (a track of voxels fills a quarter of the 27 taps), so we compute only the pairs: gather the
-neighbour rows grouped by tap, one matrix product per tap, then sum the products of each point. The lists that this
-needs depend on coordinates only: :func:`kernel_map` makes them once per resolution level.
+Points have few neighbours (a track of voxels fills a quarter of the 27 taps), so we compute only the pairs:
+gather the neighbour rows grouped by tap, one matrix product per tap, then sum the products of each point. The
+lists that this needs depend on coordinates only: :func:`kernel_map` makes them once per resolution level.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class _Transposed(KernelMap):
 
 
 def kernel_map_of(grid: Tensor, offsets: Tensor, kernel_size: int = 3) -> KernelMap:
-    """Pair lists straight from the lattice: ``kernel_map(neighbor_map(...))`` without the (N, K) table between."""
+    """Pair lists straight from the lattice: ``kernel_map(neighbor_map(...))`` without the (N, K) table
+    between.
+    """
     source, target, counts = neighbor_pairs(grid, offsets, kernel_size)
     return KernelMap(source, target, counts, len(grid))
 
@@ -126,7 +129,9 @@ class _Convolve(Function):
 
 
 class _WeightGradient(Function):
-    """(grad (N, Co), feat (N, Ci)) -> (Co, K, Ci): sum over the pairs of a tap of grad[target] x feat[source]."""
+    """(grad (N, Co), feat (N, Ci)) -> (Co, K, Ci): sum over the pairs of a tap of grad[target] x
+    feat[source].
+    """
 
     @staticmethod
     def forward(ctx, grad: Tensor, feat: Tensor, pairs: KernelMap) -> Tensor:
@@ -171,10 +176,14 @@ def submanifold_conv(
     """
     pairs = neighbors if isinstance(neighbors, KernelMap) else kernel_map(neighbors)
     if weight.dim() != 5 or weight[0, ..., 0].numel() != pairs.taps:
-        raise ValueError(f"'weight' must be (Co, k, k, k, Ci) with {pairs.taps} taps, found {tuple(weight.shape)}")
+        raise ValueError(
+            f"'weight' must be (Co, k, k, k, Ci) with {pairs.taps} taps, found {tuple(weight.shape)}"
+        )
     if feat.dim() != 2 or feat.shape != (pairs.n, weight.shape[4]):
         raise ValueError(f"'feat' must be {(pairs.n, weight.shape[4])}, found {tuple(feat.shape)}")
     if feat.dtype != weight.dtype or not feat.is_floating_point():
-        raise ValueError(f"'feat' is {feat.dtype} and 'weight' is {weight.dtype}; both must be the same floating type")
+        raise ValueError(
+            f"'feat' is {feat.dtype} and 'weight' is {weight.dtype}; both must be the same floating type"
+        )
     out = _Convolve.apply(feat, weight.flatten(1, 3), pairs)
     return out if bias is None else out + bias

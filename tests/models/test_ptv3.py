@@ -1,4 +1,4 @@
-"""The Point Transformer V3 encoder: published counts, a second derivation of its blocks, and its invariances."""
+"""The Point Transformer V3 encoder: published counts, a second derivation of its blocks, its invariances."""
 
 import math
 
@@ -32,7 +32,12 @@ def batch_of(coords):
     grid = torch.cat([g - g.amin(0) if len(g) else g for g in grids])
     coord = torch.cat(coords)
     charge = torch.cat([torch.sin(1000 * c.sum(1, keepdim=True)) for c in coords])
-    return PointBatch(coord, grid, torch.cat([coord, charge], 1), offsets_from_counts(torch.tensor([len(c) for c in coords])))
+    return PointBatch(
+        coord,
+        grid,
+        torch.cat([coord, charge], 1),
+        offsets_from_counts(torch.tensor([len(c) for c in coords])),
+    )
 
 
 @pytest.fixture
@@ -83,8 +88,19 @@ def test_state_dict_keys_of_panda():
             expected |= {f"enc.enc{s}.down.{k}": (c,) for k in ("proj.bias", "norm.0.weight", "norm.0.bias")}
         for i in range(depth):
             block = f"enc.enc{s}.block{i}."
-            shapes = {"cpe.0": (c, 3, 3, 3, c), "cpe.1": (c, c), "cpe.2": (c,), "norm1.0": (c,), "norm2.0": (c,)}
-            shapes |= {"attn.qkv": (3 * c, c), "attn.proj": (c, c), "mlp.0.fc1": (4 * c, c), "mlp.0.fc2": (c, 4 * c)}
+            shapes = {
+                "cpe.0": (c, 3, 3, 3, c),
+                "cpe.1": (c, c),
+                "cpe.2": (c,),
+                "norm1.0": (c,),
+                "norm2.0": (c,),
+            }
+            shapes |= {
+                "attn.qkv": (3 * c, c),
+                "attn.proj": (c, c),
+                "mlp.0.fc1": (4 * c, c),
+                "mlp.0.fc2": (c, 4 * c),
+            }
             for key, shape in shapes.items():
                 expected |= {f"{block}{key}.weight": shape, f"{block}{key}.bias": shape[:1]}
             expected |= {block + "ls1.0.gamma": (c,), block + "ls2.0.gamma": (c,)}
@@ -95,11 +111,15 @@ def test_drop_rates_and_initial_values():
     torch.manual_seed(0)
     model = PointTransformerV3(depths=(3, 3, 3, 9, 3), channels=(32, 32, 32, 32, 32), heads=(2,) * 5)
     blocks = [b for stage in model.enc.values() for k, b in stage.items() if k != "down"]
-    torch.testing.assert_close([b.drop_path for b in blocks], [0.015 * i for i in range(21)], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        [b.drop_path for b in blocks], [0.015 * i for i in range(21)], atol=1e-6, rtol=0
+    )
     for b in blocks:
         assert (b.ls1[0].gamma == 1e-5).all() and (b.ls2[0].gamma == 1e-5).all()
         assert (b.attn.qkv.bias == 0).all() and (b.cpe[0].bias == 0).all() and b.norm1[0].eps == 1e-5
-    weights = torch.cat([b.cpe[0].weight.flatten() for b in blocks] + [b.attn.qkv.weight.flatten() for b in blocks])
+    weights = torch.cat(
+        [b.cpe[0].weight.flatten() for b in blocks] + [b.attn.qkv.weight.flatten() for b in blocks]
+    )
     assert abs(float(weights.detach().std()) - 0.02) < 1e-3
     assert (model.embedding.mask_token == 0).all()
 
@@ -116,7 +136,9 @@ def plain_block(p, x, grid, offsets, curve, depth, heads, window):
         for tap, j in enumerate(neighbors[i].tolist()):
             if j >= 0:
                 conv[i] += p["cpe.0.weight"].flatten(1, 3)[:, tap] @ x[j]
-    x = x + layer_norm(linear(conv, p["cpe.1.weight"], p["cpe.1.bias"]), (c,), p["cpe.2.weight"], p["cpe.2.bias"])
+    x = x + layer_norm(
+        linear(conv, p["cpe.1.weight"], p["cpe.1.bias"]), (c,), p["cpe.2.weight"], p["cpe.2.bias"]
+    )
 
     h = layer_norm(x, (c,), p["norm1.0.weight"], p["norm1.0.bias"])
     q, k, v = linear(h, p["attn.qkv.weight"], p["attn.qkv.bias"]).chunk(3, dim=1)
@@ -131,7 +153,11 @@ def plain_block(p, x, grid, offsets, curve, depth, heads, window):
             out[queries, d] = weights @ v[members, d]
     x = x + p["ls1.0.gamma"] * linear(out, p["attn.proj.weight"], p["attn.proj.bias"])
     h = layer_norm(x, (c,), p["norm2.0.weight"], p["norm2.0.bias"])
-    h = linear(gelu(linear(h, p["mlp.0.fc1.weight"], p["mlp.0.fc1.bias"])), p["mlp.0.fc2.weight"], p["mlp.0.fc2.bias"])
+    h = linear(
+        gelu(linear(h, p["mlp.0.fc1.weight"], p["mlp.0.fc1.bias"])),
+        p["mlp.0.fc2.weight"],
+        p["mlp.0.fc2.bias"],
+    )
     return x + p["ls2.0.gamma"] * h
 
 
@@ -217,7 +243,9 @@ def test_shrunken_windows_of_a_uniform_batch_are_the_fixed_ones():
 def test_order_of_points_does_not_matter(encoder):
     batch = make_batch([90, 40])
     generator = torch.Generator().manual_seed(5)
-    shuffle = torch.cat([torch.randperm(90, generator=generator), 90 + torch.randperm(40, generator=generator)])
+    shuffle = torch.cat(
+        [torch.randperm(90, generator=generator), 90 + torch.randperm(40, generator=generator)]
+    )
     moved = batch.replace(coord=batch.coord[shuffle], grid=batch.grid[shuffle], feat=batch.feat[shuffle])
     first, second = encoder(batch), encoder(moved)
     torch.testing.assert_close(second[0].feat, first[0].feat[shuffle], atol=1e-5, rtol=1e-5)
@@ -226,14 +254,18 @@ def test_order_of_points_does_not_matter(encoder):
 
 
 def test_translation_by_lattice_steps(encoder):
-    """Cells count from the event's own minimum: a shifted event with the same feature columns is the same event."""
+    """Cells count from the event's own minimum: a shifted event with the same feature columns is the same
+    event.
+    """
     batch = make_batch([80])
     coord = batch.coord + torch.tensor([0.07, -0.4, 1.0])
     moved = batch_of([coord]).replace(feat=batch.feat)
     assert torch.equal(moved.grid, batch.grid)
     for a, b in zip(encoder(batch), encoder(moved), strict=True):
         assert torch.equal(a.feat, b.feat)
-    torch.testing.assert_close(encoder(moved)[2].coord, encoder(batch)[2].coord + torch.tensor([0.07, -0.4, 1.0]))
+    torch.testing.assert_close(
+        encoder(moved)[2].coord, encoder(batch)[2].coord + torch.tensor([0.07, -0.4, 1.0])
+    )
 
 
 def test_evaluation_is_deterministic_and_training_is_not(encoder):
@@ -280,9 +312,15 @@ def test_drop_path_drops_points_and_keeps_the_mean(encoder):
 @pytest.mark.parametrize("counts", [[1], [1, 1], [5, 0, 7], [0], [0, 0], []], ids=str)
 def test_small_and_empty_events(counts):
     encoder = PointTransformerV3(**SMALL)
-    batch = make_batch(counts) if counts else make_batch([1]).replace(
-        coord=torch.zeros(0, 3), grid=torch.zeros(0, 3, dtype=torch.int64), feat=torch.zeros(0, 4),
-        offsets=torch.zeros(1, dtype=torch.int64),
+    batch = (
+        make_batch(counts)
+        if counts
+        else make_batch([1]).replace(
+            coord=torch.zeros(0, 3),
+            grid=torch.zeros(0, 3, dtype=torch.int64),
+            feat=torch.zeros(0, 4),
+            offsets=torch.zeros(1, dtype=torch.int64),
+        )
     )
     stages = encoder(batch, torch.ones(len(batch), dtype=torch.bool))
     for stage, c in zip(stages, SMALL["channels"], strict=True):
@@ -329,7 +367,9 @@ def test_autocast(encoder):
     seen = {}
     block = encoder.enc["enc1"]["block0"]
     for name in ("cpe.0", "norm1.0", "attn.qkv", "mlp.0.fc1"):
-        block.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.update({name: o.dtype}))
+        block.get_submodule(name).register_forward_hook(
+            lambda m, i, o, name=name: seen.update({name: o.dtype})
+        )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         stages = encoder(batch)
         upcast(stages).sum().backward()

@@ -60,7 +60,9 @@ def brute_nearest(query, query_offsets, key, key_offsets, max_distance):
     for b in range(len(query_offsets) - 1):
         q, k = slice(query_offsets[b], query_offsets[b + 1]), slice(key_offsets[b], key_offsets[b + 1])
         if len(query[q]) and len(key[k]):
-            best, row = torch.cdist(query[q].double(), key[k].double(), compute_mode="donot_use_mm_for_euclid_dist").min(1)
+            best, row = torch.cdist(
+                query[q].double(), key[k].double(), compute_mode="donot_use_mm_for_euclid_dist"
+            ).min(1)
             result[q] = torch.where(best < max_distance, row + key_offsets[b], -1)
     return result
 

@@ -7,7 +7,8 @@ import torch
 
 from nufm.ops.serialize import CURVES, curve_code, event_code, hilbert, quantize, serialize, z_order
 
-# Codes of depth 11 from the released Point Transformer V3 serialization: cell -> z, z-trans, hilbert, hilbert-trans.
+# Codes of depth 11 from the released Point Transformer V3 serialization: cell -> z, z-trans, hilbert,
+# hilbert-trans.
 PUBLISHED = {
     (0, 0, 0): (0, 0, 0, 0),
     (1, 2, 3): (29, 43, 22, 50),
@@ -52,7 +53,9 @@ def test_hilbert_fills_the_cube_by_unit_steps(depth):
 
 @pytest.mark.parametrize("depth", [3, 4, 5, 16])
 def test_hilbert_of_small_cells_is_one_curve_at_any_depth(depth):
-    """The skipped leading zero bits must only turn the axes: still a path of unit steps through the small cube."""
+    """The skipped leading zero bits must only turn the axes: still a path of unit steps through the small
+    cube.
+    """
     grid = cube(3)
     code = hilbert(grid, depth)
     assert (grid[code.argsort()].diff(dim=0).abs().sum(1) == 1).all()
@@ -142,7 +145,9 @@ def test_refusals():
     with pytest.raises(ValueError, match="offsets of 'grid' end at 2"):
         serialize(grid, torch.tensor([0, 2]), ["z"])
     with pytest.raises(ValueError, match="63-bit key"):
-        serialize(grid, torch.cat([torch.zeros(2**15, dtype=torch.int64), torch.ones(1, dtype=torch.int64)]), ["z"])
+        serialize(
+            grid, torch.cat([torch.zeros(2**15, dtype=torch.int64), torch.ones(1, dtype=torch.int64)]), ["z"]
+        )
     with pytest.raises(ValueError, match="floating point"):
         quantize(grid, offsets, 0.1)
     with pytest.raises(ValueError, match="must be > 0"):

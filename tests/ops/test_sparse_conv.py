@@ -77,7 +77,9 @@ def test_duplicates_follow_the_rule(random_events, kernel_size):
     rows = torch.cat([feat, feat.new_zeros(1, 4)])[neighbors]  # index -1 is the row of zeros
     expected = torch.einsum("nkc,okc->no", rows, weight.flatten(1, 3))
     torch.testing.assert_close(submanifold_conv(feat, neighbors, weight), expected)
-    torch.testing.assert_close(submanifold_conv(feat, kernel_map_of(grid, offsets, kernel_size), weight), expected)
+    torch.testing.assert_close(
+        submanifold_conv(feat, kernel_map_of(grid, offsets, kernel_size), weight), expected
+    )
 
 
 @pytest.mark.parametrize("counts", [[0], [1], [1, 0, 1], []])
