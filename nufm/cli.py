@@ -55,7 +55,8 @@ Pretrain an encoder on unlabelled events, probe it, and write tables and picture
   python scripts/pretrain.py
       a small run on simulated events, on this machine
   python scripts/pretrain.py --config configs/pretrain/panda.yaml --data.root /data/pilarnet_m
-      another configuration, with one field changed: every field below can be a flag, and flags follow the file
+      another configuration, with one field changed: every field below can be a flag, and flags follow the
+      file
   python scripts/pretrain.py --ckpt_path last
       continue the newest run of this configuration
   python scripts/pretrain.py --config configs/pretrain/panda.yaml --print_config
