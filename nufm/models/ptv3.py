@@ -76,7 +76,7 @@ def stage_geometry(
     n, n_rows = len(grid), len(layout.gather)
     return Geometry(
         neighbors=kernel_map_of(grid, offsets),
-        windows=Windows.from_boundaries(layout.boundaries, window),
+        windows=Windows.from_layout(layout, window),
         window=window,
         into=tuple(Segments(o[layout.gather], n) for o in order),
         back=tuple(Segments(layout.scatter[i], n_rows) for i in inverse),

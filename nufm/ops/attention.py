@@ -6,6 +6,7 @@ Shape legend: N points, Np points after filling up windows, W windows, B events,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,54 +73,94 @@ def window_layout(offsets: Tensor, window: int) -> WindowLayout:
     return WindowLayout(gather, scatter, torch.cat([offsets.new_zeros(1), lengths.cumsum(0)]))
 
 
+class Bucket(NamedTuple):
+    """Windows of about one size, computed together: ``windows`` times ``queries`` x ``keys`` slots."""
+
+    windows: int
+    queries: int
+    keys: int
+    mask: Tensor | None  # bool (windows, 1, 1, keys), False for slots that only pad; None if there are none
+
+
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Windows grouped by length for batched attention, computed once per level and shared by its blocks.
+    """Windows sorted into buckets for batched attention, computed once per level and shared by its blocks.
 
     Attributes:
-        slots: the row of each slot of the buckets, laid end to end (S,), or None if the rows already lie so.
-            Slots that only pad a window repeat its first row and are never read.
-        rows: the slot of each row (Np,), or None.
-        buckets: per bucket, its number of windows, its length, and either None or a boolean mask
-            (windows, 1, 1, length) of the slots that hold a point.
+        buckets: their slots lie end to end, bucket by bucket, window by window.
+        queries: the row (of Np) in each query slot, or None if the slots are the rows.
+        keys: the row in each key slot, or None likewise. Slots that only pad a window hold its first row.
+        result: the query slot that holds the result of each row (Np,), or None likewise.
+        n_rows: Np.
     """
 
-    slots: Segments | None
-    rows: Segments | None
-    buckets: tuple[tuple[int, int, Tensor | None], ...]
+    buckets: tuple[Bucket, ...]
+    queries: Segments | None
+    keys: Segments | None
+    result: Segments | None
+    n_rows: int
 
     @classmethod
-    def from_boundaries(cls, boundaries: Tensor, window: int) -> Windows:
-        """Group the windows ``boundaries`` (W+1,): full ones, and shorter ones padded to multiples of 32.
+    def from_boundaries(cls, boundaries: Tensor, window: int, read: Tensor | None = None) -> Windows:
+        """Buckets of the windows ``boundaries`` (W+1,), padded to multiples of 32 rows or to ``window``.
+
+        Args:
+            boundaries: int64 (W+1,) from 0 to Np.
+            window: largest number of rows in a window.
+            read: int64 (W,) how many results of each window, counted from its first row, are read at all. The
+                others are not computed: their values are arbitrary. None reads all.
 
         Raises:
             ValueError: a window longer than ``window``.
         """
         lengths = boundaries.diff()
-        padded = ((lengths + BUCKET - 1) // BUCKET * BUCKET).clamp(max=window)
-        padded = torch.where(lengths == window, window, padded)
+        read = lengths if read is None else read
+        sizes = torch.stack([lengths, read])
+        padded = ((sizes + BUCKET - 1) // BUCKET * BUCKET).clamp(max=window)
         # One copy to the host for all that decides shapes.
-        host_lengths, host_padded = torch.stack([lengths, padded]).tolist() if len(lengths) else ([], [])
-        if host_lengths and max(host_lengths) > window:
+        host_lengths, host_read, host_keys, host_queries = torch.cat([sizes, padded]).tolist()
+        if max(host_lengths, default=0) > window:
             raise ValueError(f"a window has {max(host_lengths)} points, more than {window}")
-        sizes = sorted(set(host_padded) - {0}, reverse=True)
-        if len(sizes) == 1 and host_lengths == host_padded:
-            return cls(None, None, ((len(host_lengths), sizes[0], None),))
-        slots, rows = [], torch.zeros(int(boundaries[-1]), dtype=torch.int64, device=boundaries.device)
-        buckets, n_slots = [], 0
-        for size in sizes:
-            chosen = (padded == size).nonzero()  # (n, 1)
-            place = torch.arange(size, device=boundaries.device)
-            is_point = place < lengths[chosen]
-            row = boundaries[chosen] + torch.where(is_point, place, 0)
-            slot = torch.arange(n_slots, n_slots + row.numel(), device=boundaries.device).view_as(row)
-            rows[row[is_point]] = slot[is_point]
-            ragged = any(n != size for n, p in zip(host_lengths, host_padded, strict=True) if p == size)
-            buckets.append((len(chosen), size, is_point[:, None, None] if ragged else None))
-            slots.append(row.flatten())
-            n_slots += row.numel()
-        slot_rows = torch.cat(slots) if slots else rows
-        return cls(Segments(slot_rows, len(rows)), Segments(rows, n_slots), tuple(buckets))
+        shapes = list(zip(host_queries, host_keys, strict=True))
+        n_rows = sum(host_lengths)
+        if len(set(shapes)) == 1 and host_read == host_queries == host_keys == host_lengths:
+            bucket = Bucket(len(shapes), *shapes[0], None)
+            return cls((bucket,), None, None, None, n_rows)
+
+        buckets, query_rows, key_rows = [], [], []
+        result = torch.zeros(n_rows, dtype=torch.int64, device=boundaries.device)
+        n_slots = 0
+        for n_queries, n_keys in sorted(set(shapes)):
+            if n_queries == 0:
+                continue
+            chosen = [w for w, shape in enumerate(shapes) if shape == (n_queries, n_keys)]
+            windows = torch.tensor(chosen, device=boundaries.device)[:, None]
+            place = torch.arange(n_keys, device=boundaries.device)
+            is_key, is_query = place < lengths[windows], place[:n_queries] < read[windows]
+            key_rows.append((boundaries[windows] + torch.where(is_key, place, 0)).flatten())
+            rows = boundaries[windows] + torch.where(is_query, place[:n_queries], 0)
+            slots = torch.arange(n_slots, n_slots + rows.numel(), device=boundaries.device).view_as(rows)
+            result[rows[is_query]] = slots[is_query]
+            query_rows.append(rows.flatten())
+            n_slots += rows.numel()
+            is_full = all(host_lengths[w] == n_keys for w in chosen)
+            buckets.append(Bucket(len(chosen), n_queries, n_keys, None if is_full else is_key[:, None, None]))
+        empty = result[:0]
+        return cls(
+            buckets=tuple(buckets),
+            queries=Segments(torch.cat([empty, *query_rows]), n_rows),
+            keys=Segments(torch.cat([empty, *key_rows]), n_rows),
+            result=Segments(result, n_slots),
+            n_rows=n_rows,
+        )
+
+    @classmethod
+    def from_layout(cls, layout: WindowLayout, window: int) -> Windows:
+        """Buckets in which the second result of a point that fills up a window is not computed."""
+        lengths = layout.boundaries.diff()
+        window_of_row = event_index(layout.boundaries, len(layout.gather))
+        read = torch.bincount(window_of_row[layout.scatter], minlength=len(lengths))
+        return cls.from_boundaries(layout.boundaries, window, read)
 
 
 def windowed_attention(
@@ -147,27 +188,25 @@ def windowed_attention(
         )
     if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
         raise ValueError(f"q, k, v must have one floating dtype, found {q.dtype}, {k.dtype}, {v.dtype}")
-    if not isinstance(boundaries, Windows):
-        boundaries = Windows.from_boundaries(boundaries, window)
+    windows = boundaries
+    if not isinstance(windows, Windows):
+        windows = Windows.from_boundaries(boundaries, window)
     n, heads, width = q.shape
-    held = (
-        sum(w * size for w, size, _ in boundaries.buckets)
-        if boundaries.rows is None
-        else len(boundaries.rows.index)
-    )
-    if held != n:
-        raise ValueError(f"the windows hold {held} rows, q has {n}")
+    if windows.n_rows != n:
+        raise ValueError(f"the windows hold {windows.n_rows} rows, q has {n}")
     if n == 0:
         return q + k + v  # empty, and differentiable in all three
-    if boundaries.slots is not None:
-        q, k, v = (take(x.flatten(1), boundaries.slots).view(-1, heads, width) for x in (q, k, v))
-    parts, start = [], 0
-    for n_windows, size, mask in boundaries.buckets:
-        end = start + n_windows * size
-        # (windows, heads, size, width)
-        bucket = (x[start:end].unflatten(0, (n_windows, size)).transpose(1, 2) for x in (q, k, v))
-        part = scaled_dot_product_attention(*bucket, attn_mask=mask, scale=scale)
-        parts.append(part.transpose(1, 2).flatten(0, 1))
-        start = end
-    out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return out if boundaries.rows is None else take(out.flatten(1), boundaries.rows).view(-1, heads, width)
+
+    def gather(x: Tensor, rows: Segments | None) -> Tensor:
+        return x if rows is None else take(x.flatten(1), rows).unflatten(1, (heads, width))
+
+    q, k, v = gather(q, windows.queries), gather(k, windows.keys), gather(v, windows.keys)
+    q_parts = q.split([b.windows * b.queries for b in windows.buckets])
+    k_parts, v_parts = (x.split([b.windows * b.keys for b in windows.buckets]) for x in (k, v))
+    results = []
+    for bucket, *parts in zip(windows.buckets, q_parts, k_parts, v_parts, strict=True):
+        # (windows, heads, queries or keys, width)
+        parts = [x.unflatten(0, (bucket.windows, -1)).transpose(1, 2) for x in parts]
+        result = scaled_dot_product_attention(*parts, attn_mask=bucket.mask, scale=scale)
+        results.append(result.transpose(1, 2).flatten(0, 1))
+    return gather(torch.cat(results), windows.result)

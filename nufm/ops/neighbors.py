@@ -61,7 +61,7 @@ def neighbor_map(grid: Tensor, offsets: Tensor, kernel_size: int = 3) -> Tensor:
 
     Returns:
         int64 (N, k^3), -1 where the cell is empty. Tap t looks at the cell
-        ``grid + (t // k^2, t // k % k, t % k) - k // 2`` (C order over the grid columns). Where several points
+        ``grid + (t // k^2, t // k % k, t % k) - k // 2`` (C order of the grid columns). Where several points
         share a cell, the centre tap is each point itself and the other taps, of all who look into that cell,
         are its point of lowest packed index.
 

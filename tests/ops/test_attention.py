@@ -76,6 +76,23 @@ def test_attention_against_loop(counts, window):
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("counts", EVENTS.values(), ids=EVENTS)
+def test_results_that_are_read_do_not_change_when_the_others_are_left_out(counts):
+    layout = window_layout(offsets_of(counts), 16)
+    n = len(layout.gather)
+    points = [torch.randn(int(sum(counts)), 2, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    cotangent = torch.randn(int(sum(counts)), 2, 8, dtype=torch.float64)
+    found = []
+    for windows in (layout.boundaries, Windows.from_layout(layout, 16)):
+        q, k, v = (x[layout.gather] for x in points)
+        out = windowed_attention(q, k, v, windows, 16, 0.3)
+        assert out.shape == (n, 2, 8)
+        out = out[layout.scatter]
+        found.append([out, *torch.autograd.grad(out, points, cotangent)])
+    for whole, part in zip(*found, strict=True):
+        torch.testing.assert_close(part, whole)
+
+
 def test_precomputed_windows_and_strided_input():
     boundaries = window_layout(offsets_of(EVENTS["ragged"]), 16).boundaries
     qkv = torch.randn(int(boundaries[-1]), 3, 2, 16)
