@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from nufm.simulation.compiled import compiled
 from nufm.simulation.electromagnetic import straggled_loss
 from nufm.simulation.particles import (
     ELECTRON,
@@ -67,7 +67,7 @@ K_MUON_KINETIC = (KAON_MASS**2 + MUON_MASS**2) / (2 * KAON_MASS) - MUON_MASS
 K_PION_KINETIC = (KAON_MASS**2 + PION_MASS**2 - PION_ZERO_MASS**2) / (2 * KAON_MASS) - PION_MASS
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def emit(s, code, idx, mass, own, parent_mass, kinetic, px, py, pz, vx, vy, vz, x, y, z, time):
     """Add a decay product with kinetic energy ``own`` along (vx, vy, vz) in the rest frame of its parent.
 
@@ -93,7 +93,7 @@ def emit(s, code, idx, mass, own, parent_mass, kinetic, px, py, pz, vx, vy, vz, 
     return own
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def decay(s, idx, code, kinetic, x, y, z, ux, uy, uz, time):
     """Decay at rest or in flight; the neutrinos' energy escapes, the lost rest mass is booked as released."""
     vx, vy, vz = isotropic(s)
@@ -209,7 +209,7 @@ def decay(s, idx, code, kinetic, x, y, z, ux, uy, uz, time):
         s.state[RELEASED] += free
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def heavy(s, t, idx):
     """Follow a muon, charged pion, kaon or proton until it stops, decays, interacts or leaves.
 

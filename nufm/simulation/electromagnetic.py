@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from nufm.simulation.compiled import compiled
 from nufm.simulation.particles import ELECTRON, ELECTRON_MASS, GAMMA, LIGHT_SPEED, POSITRON, Process
 from nufm.simulation.rng import exponential, gauss, poisson, uniform
 from nufm.simulation.stopping import (
@@ -45,7 +45,7 @@ PHOTOELECTRIC, ANNIHILATION = np.int64(Process.PHOTOELECTRIC), np.int64(Process.
 ME = ELECTRON_MASS
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def straggled_loss(s, t, mean, xi, low, high):
     """Energy lost in a step to collisions below ``high`` MeV, of which ``mean`` is the average.
 
@@ -75,7 +75,7 @@ def straggled_loss(s, t, mean, xi, low, high):
     return loss
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def annihilate(s, idx, x, y, z, time):
     """A positron at rest: two photons back to back."""
     ux, uy, uz = isotropic(s)
@@ -84,7 +84,7 @@ def annihilate(s, idx, x, y, z, time):
     add_track(s, GAMMA, idx, ANNIHILATION, ME, x, y, z, -ux, -uy, -uz, time)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def sample_moller(s, kinetic, cut):
     """Energy of the slower electron after e- e- scattering (ICRU 37 cross section, rejection from 1/eps^2)."""
     gamma = kinetic / ME + 1.0
@@ -100,7 +100,7 @@ def sample_moller(s, kinetic, cut):
             return eps * kinetic
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def sample_bhabha(s, kinetic, cut):
     """Energy of the electron after e+ e- scattering (Bhabha cross section, rejection from 1/eps^2)."""
     gamma = kinetic / ME + 1.0
@@ -119,7 +119,7 @@ def sample_bhabha(s, kinetic, cut):
             return eps * kinetic
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def screening_pair(delta):
     """Butcher-Messel Phi1, Phi2."""
     if delta <= 1.0:
@@ -128,7 +128,7 @@ def screening_pair(delta):
     return far, far
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def sample_bremsstrahlung(s, z, kinetic, cut):
     """Photon energy above ``cut`` (Koch-Motz 3BS, rejection from 1/k)."""
     energy = kinetic + ME
@@ -146,7 +146,7 @@ def sample_bremsstrahlung(s, z, kinetic, cut):
             return k
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def radiation_cosine(s, energy):
     """Polar angle of a radiated photon or of a pair's member: theta ~ m/E times two exponentials (Tsai 1974)."""
     u = exponential(s.rng) + exponential(s.rng)
@@ -155,7 +155,7 @@ def radiation_cosine(s, energy):
     return math.cos(theta)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def electron(s, t, idx):
     """Follow an electron or positron to its end."""
     code = s.track_i[idx, 0]
@@ -272,7 +272,7 @@ def electron(s, t, idx):
             kinetic = rest
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def photon(s, t, idx):
     """Follow a photon to its absorption, conversion or escape."""
     energy = s.track_f[idx, 0]
@@ -316,7 +316,7 @@ def photon(s, t, idx):
         return
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def compton_scatter(s, idx, energy, x, y, z, ux, uy, uz, time):
     """Klein-Nishina scattering on a free electron at rest (composition and rejection, as in EGS)."""
     k = energy / ME
@@ -344,7 +344,7 @@ def compton_scatter(s, idx, energy, x, y, z, ux, uy, uz, time):
     return scattered, vx, vy, vz
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def pair(s, t, idx, energy, x, y, z, ux, uy, uz, time):
     """Electron-positron pair, Bethe-Heitler energy sharing with screening."""
     free = energy - 2.0 * ME

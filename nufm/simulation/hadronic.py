@@ -1,14 +1,16 @@
 """Nuclear interactions (compiled): an intranuclear cascade in miniature, captures at rest, neutrons.
 
-The cascade follows quasi-free two-body collisions with exact kinematics inside a Fermi gas (p_F = 250 MeV/c, well depth
-V = E_F + S). Each struck nucleon costs V; what does not leave as particles excites the nucleus, which evaporates
-nucleons and ends with a few gammas. Geometry is reduced to one probability that a particle collides again on its way
-out, from its mean free path in nuclear matter and the nuclear radius. Included: NN and pi N scattering and charge
-exchange (isospin weights of the Delta), one pion made through a Delta, pion absorption on a nucleon pair. Left out:
-light fragments as tracks (they deposit on the spot), strangeness exchange in flight, nuclear structure.
+The cascade follows quasi-free two-body collisions with exact kinematics in a Fermi gas (p_F = 250 MeV/c). Nucleons
+move in a well of depth V = E_F + S: they gain V on entry and pay it on the way out, and collisions that leave a nucleon
+below E_F are forbidden (Pauli). Trapped nucleons and holes excite the nucleus, which evaporates nucleons and ends with
+a few gammas. Geometry is reduced to one probability that a particle collides again on its way out, from its mean free
+path in nuclear matter and the nuclear radius. Included: NN and pi N scattering and charge exchange (isospin weights of
+the Delta), one pion made through a Delta, pion absorption on a nucleon pair. Left out: light fragments as tracks (they
+deposit on the spot), momentum balance of the residual nucleus, strangeness exchange in flight, nuclear structure.
 
 Energy: kinetic energy of all that leaves + local deposit = kinetic energy in + rest energy of absorbed pions
-- rest energy of created pions - S per nucleon set free. The right-hand terms after the first are booked as released.
+- rest energy of created pions - S per nucleon set free (8.5 MeV; 6 MeV after muon capture, whose products are rich in
+neutrons). The right-hand terms after the first are booked as released.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from nufm.simulation.compiled import compiled
 from nufm.simulation.particles import (
     GAMMA,
     KAON_MASS,
@@ -66,6 +68,7 @@ ANY, BOUND = np.int64(2), np.int64(3)  # columns of Tables.element: share of all
 NOTHING, ONCE = np.int64(0), np.int64(1)
 NUCLEON_MASS = 938.919
 SEPARATION = 8.5  # MeV per nucleon set free
+CAPTURE_SEPARATION = 6.0  # the same after muon capture
 FERMI_MOMENTUM = 250.0
 FERMI_ENERGY = math.sqrt(NUCLEON_MASS**2 + FERMI_MOMENTUM**2) - NUCLEON_MASS
 WELL = FERMI_ENERGY + SEPARATION
@@ -73,7 +76,7 @@ DELTA_MASS, DELTA_WIDTH = 1232.0, 117.0
 CASCADE_LIMIT = 20.0  # MeV: neutrons below are followed by tabulated cross sections
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def mass_of(code):
     """MeV; both nucleons at their mean mass, so that charge exchange keeps the balance simple."""
     if code == PROTON or code == NEUTRON:
@@ -85,7 +88,7 @@ def mass_of(code):
     return PION_MASS
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def pick_nucleus(s, t, column):
     """Row of the element hit."""
     u = uniform(s.rng)
@@ -96,7 +99,7 @@ def pick_nucleus(s, t, column):
     return n - 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def push(s, n, code, px, py, pz, again):
     """Put a particle on the cascade's own stack; momentum in MeV/c, ``again``: 1 if it may collide."""
     if n < s.nucleons.shape[0]:
@@ -110,7 +113,7 @@ def push(s, n, code, px, py, pz, again):
     return n
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def split(s, n, m, ex, px, py, pz, code1, mass1, code2, mass2, forward):
     """Two-body break-up of a system (energy ex, momentum) into two particles pushed on the stack.
 
@@ -153,7 +156,7 @@ def split(s, n, m, ex, px, py, pz, code1, mass1, code2, mass2, forward):
     )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def charge_of(code):
     """Electric charge of a hadron code."""
     if code == PROTON or code == PION_PLUS or code == KAON_PLUS:
@@ -163,7 +166,7 @@ def charge_of(code):
     return 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def pion_of(charge):
     """Pion code of a charge."""
     if charge > 0:
@@ -173,31 +176,18 @@ def pion_of(charge):
     return PION_ZERO
 
 
-@njit(cache=True, nogil=True)
-def lower(s, start, end, amount):
-    """Take ``amount`` of kinetic energy from the particles start..end of the stack in proportion; False if too much."""
-    total = 0.0
+@compiled
+def blocked(s, start, end):
+    """Pauli: whether any nucleon among the particles start..end-1 of the stack would lie in the Fermi sea."""
     for i in range(start, end):
-        m = mass_of(int(s.nucleons[i, 0]))
-        p2 = s.nucleons[i, 1] ** 2 + s.nucleons[i, 2] ** 2 + s.nucleons[i, 3] ** 2
-        total += p2 / (math.sqrt(p2 + m * m) + m)
-    if total <= amount:
-        return False
-    keep = 1.0 - amount / total
-    for i in range(start, end):
-        m = mass_of(int(s.nucleons[i, 0]))
-        p2 = s.nucleons[i, 1] ** 2 + s.nucleons[i, 2] ** 2 + s.nucleons[i, 3] ** 2
-        if p2 <= 0.0:
-            continue
-        e = keep * p2 / (math.sqrt(p2 + m * m) + m)
-        f = math.sqrt(e * (e + 2.0 * m) / p2)
-        s.nucleons[i, 1] *= f
-        s.nucleons[i, 2] *= f
-        s.nucleons[i, 3] *= f
-    return True
+        if s.nucleons[i, 0] >= PROTON:
+            p2 = s.nucleons[i, 1] ** 2 + s.nucleons[i, 2] ** 2 + s.nucleons[i, 3] ** 2
+            if p2 < FERMI_MOMENTUM**2:
+                return True
+    return False
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def fermi(s, bound):
     """A nucleon's momentum in the Fermi sphere (0 for a free proton)."""
     if not bound:
@@ -207,7 +197,7 @@ def fermi(s, bound):
     return p * vx, p * vy, p * vz
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def collide(s, n, code, px, py, pz, z, a):
     """One collision inside nucleus (z, a) of the particle just taken from height n; returns the new height.
 
@@ -240,7 +230,7 @@ def collide(s, n, code, px, py, pz, z, a):
         m = math.sqrt(max(energy * energy - tx * tx - ty * ty - tz * tz, 0.0))
         if m > 2.0 * NUCLEON_MASS + 1.0:
             top = split(s, n, m, energy, tx, ty, tz, c1, NUCLEON_MASS, c2, NUCLEON_MASS, 0.0)
-            if lower(s, n, top, 2.0 * WELL):
+            if not blocked(s, n, top):
                 return top
         return n
     # the partner: protons and neutrons in proportion, weighted 3:1 for pi+ p and pi- n through the Delta
@@ -302,7 +292,7 @@ def collide(s, n, code, px, py, pz, z, a):
             own,
             0.0,
         )
-        if bound and not lower(s, n, top, WELL):
+        if bound and blocked(s, n, top):
             return n
         return top
     out1 = code
@@ -327,18 +317,18 @@ def collide(s, n, code, px, py, pz, z, a):
     if m <= mo + NUCLEON_MASS + 0.1:
         return n
     top = split(s, n, m, energy, tx, ty, tz, out1, mo, out2, NUCLEON_MASS, forward)
-    if bound and not lower(s, n, top, WELL):
+    if bound and blocked(s, n, top):
         return n
     return top
 
 
-@njit(cache=True, nogil=True)
-def evaporate(s, idx, process, excitation, a, x, y, z, time):
+@compiled
+def evaporate(s, idx, process, excitation, separation, a, x, y, z, time):
     """Cool a nucleus: nucleons above the separation energy, then gammas. Returns the nucleons set free."""
     freed = 0
     recoil = 0.1 * excitation if a > 1.5 else excitation  # fragments and recoil, on the spot
     rest = excitation - recoil
-    while rest > SEPARATION + 1.0 and freed < 12 and freed < a - 2.0:
+    while rest > separation + 1.0 and freed < 12 and freed < a - 2.0:
         temperature = math.sqrt(rest / (a / 8.0))
         code = NEUTRON
         barrier = 0.0
@@ -346,21 +336,21 @@ def evaporate(s, idx, process, excitation, a, x, y, z, time):
             code = PROTON
             barrier = 0.6 * 1.44 * (a / 2.0) / (1.3 * (a ** (1.0 / 3.0) + 1.0))
         kinetic = barrier - temperature * math.log(uniform(s.rng) * uniform(s.rng))
-        if kinetic > rest - SEPARATION:
-            if rest - SEPARATION < barrier + 0.5:
+        if kinetic > rest - separation:
+            if rest - separation < barrier + 0.5:
                 break
-            kinetic = barrier + (rest - SEPARATION - barrier) * uniform(s.rng)
+            kinetic = barrier + (rest - separation - barrier) * uniform(s.rng)
         ux, uy, uz = isotropic(s)
         add_track(s, code, idx, process, kinetic, x, y, z, ux, uy, uz, time)
-        rest -= kinetic + SEPARATION
+        rest -= kinetic + separation
         freed += 1
     gammas(s, idx, process, rest, x, y, z, time)
     add_step(s, idx, x, y, z, x, y, z, recoil, time)
-    s.state[RELEASED] -= SEPARATION * freed
+    s.state[RELEASED] -= separation * freed
     return freed
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def gammas(s, idx, process, energy, x, y, z, time):
     """Give ``energy`` to a cascade of gammas of some MeV; crumbs are deposited."""
     for _ in range(12):
@@ -375,7 +365,7 @@ def gammas(s, idx, process, energy, x, y, z, time):
     add_step(s, idx, x, y, z, x, y, z, energy, time)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def run_cascade(s, idx, process, n, z_nucleus, a, energy, nucleons_in, forced, x, y, z, time):
     """Work off the cascade's stack of height ``n``, emit what leaves, cool the rest.
 
@@ -397,18 +387,16 @@ def run_cascade(s, idx, process, n, z_nucleus, a, energy, nucleons_in, forced, x
         p2 = px * px + py * py + pz * pz
         kinetic = p2 / (math.sqrt(p2 + m * m) + m)
         nucleon = code == PROTON or code == NEUTRON
-        free_path = (
-            5.0
-            if nucleon
-            else 2.5 + 6.0 * ((kinetic - 180.0) / 180.0) ** 2 / (1.0 + ((kinetic - 180.0) / 180.0) ** 2)
-        )
+        off_peak = ((kinetic - 180.0) / 180.0) ** 2  # pions are stopped best at the Delta resonance
+        free_path = 5.0 if nucleon else 2.5 + 6.0 * off_peak / (1.0 + off_peak)  # fm
         hits = forced == 1 or (
             again and collisions < 20 and uniform(s.rng) < 1.0 - math.exp(-0.75 * radius / free_path)
         )
         if a < 1.5 and forced == 0:
             hits = False
         if hits:
-            tries = 8 if forced == 1 else 1
+            tries = 12 if forced == 1 else 1
+            first = forced == 1
             forced = NOTHING
             top = n
             while top == n and tries > 0:
@@ -418,10 +406,13 @@ def run_cascade(s, idx, process, n, z_nucleus, a, energy, nucleons_in, forced, x
             if top > n:
                 n = top
                 continue
-        limit = 0.0
+            if first and nucleon and a > 1.5:
+                continue  # nowhere to go: swallowed, all its energy is heat
         if a > 1.5 and nucleon:
-            limit = 6.0 if code == PROTON else 2.0  # below: trapped, its energy heats the nucleus
-        if kinetic <= limit:
+            kinetic -= WELL
+            if kinetic <= (6.0 if code == PROTON else 1.0):
+                continue  # trapped (protons also behind the Coulomb barrier): its energy heats the nucleus
+        if kinetic <= 0.0:
             continue
         p = math.sqrt(p2)
         add_track(s, code, idx, process, kinetic, x, y, z, px / p, py / p, pz / p, time)
@@ -439,17 +430,21 @@ def run_cascade(s, idx, process, n, z_nucleus, a, energy, nucleons_in, forced, x
     if heat < 0.0:  # rounding only: the well depth is never less than what a nucleon costs
         s.state[RELEASED] -= heat
         heat = 0.0
-    evaporate(s, idx, process, heat, a, x, y, z, time)
+    evaporate(s, idx, process, heat, SEPARATION, a, x, y, z, time)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def cascade(s, t, idx, code, kinetic, x, y, z, ux, uy, uz, time):
     """Inelastic interaction of a hadron in flight; it ends here and its products start here."""
     row = pick_nucleus(s, t, ANY)
     m = mass_of(code)
-    p = math.sqrt(kinetic * (kinetic + 2.0 * m))
+    nucleon = code == PROTON or code == NEUTRON
+    inside = kinetic
+    if nucleon and t.element[row, 1] > 1.5:
+        inside += WELL
+    p = math.sqrt(inside * (inside + 2.0 * m))
     n = push(s, NOTHING, code, p * ux, p * uy, p * uz, 1.0)
-    nucleons_in = ONCE if (code == PROTON or code == NEUTRON) else NOTHING
+    nucleons_in = ONCE if nucleon else NOTHING
     energy = kinetic
     if nucleons_in == 0:
         energy += m
@@ -459,7 +454,7 @@ def cascade(s, t, idx, code, kinetic, x, y, z, ux, uy, uz, time):
     )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def absorb_at_rest(s, t, idx, code, x, y, z, time):
     """A stopped pi- or K- disappears in a nucleus; its rest energy feeds a star.
 
@@ -474,11 +469,19 @@ def absorb_at_rest(s, t, idx, code, x, y, z, time):
         s.state[RELEASED] += PION_MASS
         c1 = NEUTRON
         c2 = NEUTRON if uniform(s.rng) < 0.8 else PROTON
-        gx, gy, gz = fermi(s, a > 1.5)
-        m = PION_MASS + 2.0 * NUCLEON_MASS
-        e = math.sqrt(m * m + gx * gx + gy * gy + gz * gz)
-        n = split(s, NOTHING, m, e, gx, gy, gz, c1, NUCLEON_MASS, c2, NUCLEON_MASS, 0.0)
-        lower(s, NOTHING, n, e - m + 2.0 * SEPARATION + FERMI_ENERGY * uniform(s.rng))
+        n = NOTHING
+        while n == NOTHING:
+            fx, fy, fz = fermi(s, True)
+            gx, gy, gz = fermi(s, True)
+            e = PION_MASS + math.sqrt(NUCLEON_MASS**2 + fx * fx + fy * fy + fz * fz)
+            e += math.sqrt(NUCLEON_MASS**2 + gx * gx + gy * gy + gz * gz)
+            fx += gx
+            fy += gy
+            fz += gz
+            m = math.sqrt(e * e - fx * fx - fy * fy - fz * fz)
+            n = split(s, NOTHING, m, e, fx, fy, fz, c1, NUCLEON_MASS, c2, NUCLEON_MASS, 0.0)
+            if blocked(s, NOTHING, n):
+                n = NOTHING
         run_cascade(s, idx, CAPTURE, n, z_nucleus, a, PION_MASS, NOTHING, NOTHING, x, y, z, time)
         return
     s.state[RELEASED] += KAON_MASS
@@ -492,14 +495,14 @@ def absorb_at_rest(s, t, idx, code, x, y, z, time):
         p = math.sqrt(own * (own + 2.0 * mass_of(pion)))
         vx, vy, vz = isotropic(s)
         n = push(s, n, pion, p * vx, p * vy, p * vz, 0.0)
-    own = free - first - second
+    own = free - first - second + WELL
     p = math.sqrt(own * (own + 2.0 * NUCLEON_MASS))
     vx, vy, vz = isotropic(s)
     n = push(s, n, PROTON if uniform(s.rng) < 0.5 else NEUTRON, p * vx, p * vy, p * vz, 0.0)
     run_cascade(s, idx, CAPTURE, n, z_nucleus, a, KAON_MASS, NOTHING, NOTHING, x, y, z, time)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def muon_capture(s, t, idx, x, y, z, time):
     """mu- p -> n nu in a nucleus: the neutrino takes most, the nucleus is left with some 5 to 60 MeV.
 
@@ -515,10 +518,10 @@ def muon_capture(s, t, idx, x, y, z, time):
     excitation = min(5.0 + 7.0 * (exponential(s.rng) + exponential(s.rng)), 95.0)
     s.state[RELEASED] += MUON_MASS
     s.state[ESCAPED] += MUON_MASS - excitation
-    evaporate(s, idx, CAPTURE, excitation, t.element[row, 1], x, y, z, time)
+    evaporate(s, idx, CAPTURE, excitation, CAPTURE_SEPARATION, t.element[row, 1], x, y, z, time)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def neutron(s, t, idx):
     """Follow a neutron: elastic recoils, inelastic scattering with gammas, capture. Returns how it ended, as `heavy`."""
     kinetic = s.track_f[idx, 0]

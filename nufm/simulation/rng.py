@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from nufm.simulation.compiled import compiled
 
 _11, _7, _45, _17, _5, _9 = (np.uint64(k) for k in (11, 7, 45, 17, 5, 9))
 _64 = np.uint64(64)
@@ -20,7 +21,7 @@ def seed_state(seed: int) -> np.ndarray:
     return np.random.SeedSequence(seed).generate_state(4, np.uint64)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def uniform(state):
     """One number in the open interval (0, 1)."""
     x = state[1] * _5
@@ -36,19 +37,19 @@ def uniform(state):
     return (float(result >> _11) + 0.5) * 1.1102230246251565e-16
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def exponential(state):
     """Mean 1."""
     return -math.log(uniform(state))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def gauss(state):
     """Standard normal (Box-Muller, one of the pair)."""
     return math.sqrt(-2.0 * math.log(uniform(state))) * math.cos(2.0 * math.pi * uniform(state))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def poisson(state, mean):
     """Poisson count by multiplication; for means up to some tens."""
     limit = math.exp(-mean)

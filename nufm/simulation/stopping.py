@@ -57,7 +57,7 @@ class Settings:
     collision_cut: float = 0.01
     electron_stop: float = 0.08
     photon_stop: float = 0.02
-    neutron_stop: float = 0.1
+    neutron_stop: float = 0.5
     step_max: float = 1.5
     step_min: float = 0.1
     heavy_range_fraction: float = 0.1
@@ -69,7 +69,11 @@ class Settings:
 HEAVY_LOSS, HEAVY_RANGE = np.int64(0), np.int64(4)  # restricted MeV/mm; mm
 ELECTRON_LOSS, ELECTRON_RANGE = np.int64(8), np.int64(10)  # restricted MeV/mm; mm
 HARD_RATE, PHOTON_RATE = np.int64(12), np.int64(14)  # 1/mm
-ATTENUATION, PHOTO_SHARE, COMPTON_SHARE = np.int64(16), np.int64(17), np.int64(18)  # 1/mm; share of photoelectric, of that and Compton
+ATTENUATION, PHOTO_SHARE, COMPTON_SHARE = (
+    np.int64(16),
+    np.int64(17),
+    np.int64(18),
+)  # 1/mm; share of photoelectric, of that and Compton
 INELASTIC_RATE, ELASTIC_RATE = np.int64(19), np.int64(22)  # 1/mm
 NEUTRON_RATE, HYDROGEN_SHARE, SCATTER_SHARE = (
     25,

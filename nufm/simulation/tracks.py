@@ -12,8 +12,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from nufm.simulation.compiled import compiled
 from nufm.simulation.rng import uniform
 
 N_TRACKS, N_STEPS, N_STACK, OVERFLOW = 0, 1, 2, 3  # entries of Store.count
@@ -38,7 +38,7 @@ class Store(NamedTuple):
     nucleons: np.ndarray  # float64 (128, 5) the nuclear cascade's stack: code, momentum, may collide
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_track(s, code, parent, process, kinetic, x, y, z, ux, uy, uz, time):
     """Append a track and stack it; returns its row (-1 when the arrays are full)."""
     n = s.count[N_TRACKS]
@@ -63,7 +63,7 @@ def add_track(s, code, parent, process, kinetic, x, y, z, ux, uy, uz, time):
     return n
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_step(s, track, x0, y0, z0, x1, y1, z1, energy, time):
     """Deposit ``energy`` evenly between two points (the same point: on the spot)."""
     if energy <= 0.0:
@@ -86,7 +86,7 @@ def add_step(s, track, x0, y0, z0, x1, y1, z1, energy, time):
     s.state[DEPOSITED] += energy
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def leave(s, end, kinetic, x, y, z, ux, uy, uz, time):
     """Note the last state of a particle; returns ``end``."""
     s.state[LAST + 0] = kinetic
@@ -100,7 +100,7 @@ def leave(s, end, kinetic, x, y, z, ux, uy, uz, time):
     return end
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def rotate(ux, uy, uz, cosine, phi):
     """The unit vector at polar angle acos(cosine) and azimuth phi about (ux, uy, uz)."""
     sine = math.sqrt(max(0.0, 1.0 - cosine * cosine))
@@ -119,7 +119,7 @@ def rotate(ux, uy, uz, cosine, phi):
     return vx * norm, vy * norm, vz * norm
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def isotropic(s):
     """A random direction."""
     cosine = 2.0 * uniform(s.rng) - 1.0
@@ -128,7 +128,7 @@ def isotropic(s):
     return sine * math.cos(phi), sine * math.sin(phi), cosine
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def distance_out(s, x, y, z, ux, uy, uz):
     """Distance from a point inside the box to its surface, mm (0 when already outside and leaving)."""
     best = 1e30
@@ -147,7 +147,7 @@ def distance_out(s, x, y, z, ux, uy, uz):
     return max(best, 0.0)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def bend(s, ux, uy, uz, charge, momentum, length):
     """Direction after ``length`` mm in the magnetic field; momentum in MeV/c. p = 0.2998 B R (GeV/c, T, m)."""
     bx, by, bz = s.state[FIELD], s.state[FIELD + 1], s.state[FIELD + 2]
@@ -165,7 +165,7 @@ def bend(s, ux, uy, uz, charge, momentum, length):
     return vx, vy, vz
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def grid_position(t, kinetic):
     """Lower grid index and weight of the upper one, for interpolation linear in ln T."""
     f = (math.log(kinetic) - t.log_min) * t.inverse_step
@@ -177,19 +177,19 @@ def grid_position(t, kinetic):
     return i, f - i
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def look(t, row, i, w):
     """Table row at a grid position."""
     return t.grid[row, i] * (1.0 - w) + t.grid[row, i + 1] * w
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def field_strength(s):
     """Upper bound of |B| in tesla; 0 means no field."""
     return abs(s.state[FIELD]) + abs(s.state[FIELD + 1]) + abs(s.state[FIELD + 2])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def highland(path_before, path_after):
     """Growth of (theta_0 beta c p / 13.6 MeV)^2 between two path lengths in radiation lengths.
 
@@ -203,7 +203,7 @@ def highland(path_before, path_after):
     return max(after * a * a - before * b * b, 0.0)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def scatter(s, ux, uy, uz, variance):
     """Direction after multiple scattering with ``variance`` = theta_0^2 per plane."""
     down = variance * -math.log(

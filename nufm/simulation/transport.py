@@ -17,9 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from nufm.simulation.charged import decay, heavy
+from nufm.simulation.compiled import compiled
 from nufm.simulation.electromagnetic import electron, photon
 from nufm.simulation.hadronic import absorb_at_rest, cascade, muon_capture, neutron
 from nufm.simulation.medium import Medium
@@ -163,7 +163,7 @@ class Transported:
     escaped: float
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _follow_all(s, t, n_primaries):
     """Work off the stack. Primaries 0..n-1 stand in the track arrays already; marked ones (process < 0) stay out."""
     for i in range(n_primaries - 1, -1, -1):  # the first primary on top
@@ -193,7 +193,7 @@ def _follow_all(s, t, n_primaries):
             _finish(s, t, idx, code, end)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _finish(s, t, idx, code, end):
     """What a particle turns into: decays in flight or at rest, cascades, captures; stopped protons do nothing."""
     kinetic, x, y, z = s.state[LAST], s.state[LAST + 1], s.state[LAST + 2], s.state[LAST + 3]
@@ -281,7 +281,7 @@ def transport(
     speed[moving] = np.sqrt(1 - 1 / gamma**2)
     reaches &= (way == 0) | (speed > 0)
     way = np.where(reaches, way, 0.0)
-    capacity = 4096 + int(primaries.kinetic.sum() * 6)
+    capacity = 2048 + n + min(int(primaries.kinetic.sum() * 4), 200_000)
     while True:
         store = Store(
             rng=seed_state(seed),
