@@ -55,8 +55,7 @@ Pretrain an encoder on unlabelled events, probe it, and write tables and picture
   python scripts/pretrain.py
       a small run on simulated events, on this machine
   python scripts/pretrain.py --config configs/pretrain/panda.yaml --data.root /data/pilarnet_m
-      another configuration, with one field changed: every field below can be a flag, and flags follow the
-      file
+      another configuration with a field changed: every field below can be a flag; flags follow the file
   python scripts/pretrain.py --ckpt_path last
       continue the newest run of this configuration
   python scripts/pretrain.py --config configs/pretrain/panda.yaml --print_config
@@ -93,6 +92,7 @@ class RunCLI(LightningCLI):
     Attributes:
         run_dir: the run folder (not yet made).
         resume_from: checkpoint to continue from, or None.
+        resolved: the run as YAML, every setting named.
     """
 
     def __init__(
@@ -135,8 +135,8 @@ class RunCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="Checkpoint to continue from, or 'last': the newest complete one of this configuration's newest "
-            "run (or of --run). The run continues in its folder.",
+            help="Checkpoint to continue from, or 'last': the newest complete one of this configuration's "
+            "newest run (or of --run). The run continues in its folder.",
         )
         parser.add_argument(
             "--run",
@@ -187,6 +187,9 @@ class RunCLI(LightningCLI):
         set_threads(self.config.threads, trainer)
         if trainer.precision is None:
             trainer.precision = default_precision(trainer.accelerator)
+        # What is saved says what the run is, not where: it can be started again as it stands.
+        self.config.run = self.config.ckpt_path = None
+        self.resolved = self.parser.dump(self.config, skip_none=False)
         trainer.default_root_dir = str(self.run_dir)
         for logger in _as_list(trainer.logger):
             arguments = getattr(logger, "init_args", None)
@@ -237,8 +240,7 @@ def fit(cli: RunCLI, console: Console) -> None:
     """Train as parsed, in the run folder."""
     trainer, run_dir = cli.trainer, cli.run_dir
     if trainer.is_global_zero:
-        config = cli.parser.dump(cli.config, skip_none=False)
-        write_record(run_dir, config, REPOSITORY)
+        write_record(run_dir, cli.resolved, REPOSITORY)
         device = trainer.strategy.root_device
         name = (
             torch.cuda.get_device_name(device)

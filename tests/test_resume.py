@@ -117,7 +117,7 @@ def test_cut_and_changed_checkpoints_are_refused(tmp_path):
     assert newest_checkpoint(tmp_path)[0] == other, "the complete one must be found in its place"
     path.write_bytes(whole)
     record_path(path).unlink()
-    with pytest.raises(IncompleteCheckpoint, match="no last.ckpt.json"):
+    with pytest.raises(IncompleteCheckpoint, match=r"no last\.ckpt\.json"):
         verify(path)
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         verify(tmp_path / "none.ckpt")
@@ -173,6 +173,6 @@ def test_loading_runs_no_code(tmp_path):
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     record_path(path).write_text(json.dumps(record))
-    with pytest.raises(Exception, match="weights_only|Weights only|Unsupported"):
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
         AtomicCheckpointIO().load_checkpoint(path, weights_only=False)
     assert not (tmp_path / "harm").exists()

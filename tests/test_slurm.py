@@ -38,9 +38,8 @@ def slurm(tmp_path, monkeypatch):
     asked = tmp_path / "asked"
     tool = tmp_path / "bin" / "scontrol"
     tool.parent.mkdir()
-    tool.write_text(
-        f'#!/bin/sh\necho "$@" >> {asked}\n[ "$1" = show ] && echo "   JobState=$FAKE_STATE Reason=None"\nexit 0\n'
-    )
+    state = '[ "$1" = show ] && echo "   JobState=$FAKE_STATE Reason=None"'
+    tool.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n{state}\nexit 0\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_STATE", "RUNNING")

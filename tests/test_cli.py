@@ -1,0 +1,281 @@
+"""The command line: what it refuses, what it says, and what it leaves in the run folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from run_support import write_config, write_data
+
+from nufm.cli import RunCLI, choose_run, default_precision, pretrain
+from nufm.running.checkpointing import AtomicCheckpointIO
+from nufm.running.folder import MetricsCSV, available_cores, config_name, git_state, new_run_folder
+from nufm.running.progress import RunProgress, _clock, _short
+
+
+@pytest.fixture(autouse=True)
+def no_slurm(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "NUFM_RUN", "TORCHELASTIC")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with data and a small configuration."""
+    path = tmp_path_factory.mktemp("cli")
+    write_config(path / "mini.yaml", write_data(path / "data"), trainer__max_steps=3)
+    return path
+
+
+# ---------------------------------------------------------------------- refused before anything is built
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data.rot", "x"], ["data", "'rot'", "PointDataModule", "'root'"]),
+        (["--model.learning_rat", "1"], ["model", "'learning_rat'", "'learning_rate'"]),
+        (["--model.encoder.depth", "[1]"], ["model.encoder", "'depth'", "'depths'"]),
+        (["--data.views.n_locl", "1"], ["data.views", "'n_locl'", "'n_local'"]),
+        (["--trainer.max_step", "3"], ["--trainer.max_step", "'trainer.max_steps'"]),
+        (["--max_steps", "3"], ["--max_steps"]),
+        (["--trainer.max_steps", "many"], ["trainer.max_steps", "int", "many"]),
+        (["--model.learning_rate", "fast"], ["model.learning_rate", "float", "fast"]),
+        (["--model.targets", "sinkhorm"], ["model.targets", "sinkhorm", "sinkhorn"]),
+        (["--checkpoint.every", "3"], ["--checkpoint.every", "every_n_steps"]),
+        (["--ckpt_path", "last"], ["no complete checkpoint below"]),
+        (["--ckpt_path", "absent.ckpt"], ["absent.ckpt: no such checkpoint"]),
+    ],
+)
+def test_bad_flags_are_refused(folder, monkeypatch, capsys, flags, words):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(RunCLI, "instantiate_classes", lambda self: pytest.fail("something was built"))
+    before = sorted(folder.iterdir())
+    with pytest.raises(SystemExit) as stop:
+        pretrain(["--config", "mini.yaml", *flags])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert all(word in said for word in words), said
+    assert len(said.splitlines()) <= 4, f"an error is a few lines:\n{said}"
+    assert sorted(folder.iterdir()) == before, "a refused run must leave nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("place", "word"),
+    [
+        (("trainer",), "max_stepz"),
+        (("model", "init_args"), "lerning_rate"),
+        (("model", "init_args", "encoder", "init_args"), "chanels"),
+        (("data", "init_args"), "btch_size"),
+        (("data", "init_args", "transforms", 0, "init_args"), "centr"),
+        ((), "modle"),
+    ],
+)
+def test_misspelt_keys_in_a_file_are_refused(folder, tmp_path, place, word):
+    config = yaml.safe_load((folder / "mini.yaml").read_text())
+    inner = config
+    for key in place:
+        inner = inner[key] if isinstance(inner, list) else inner.setdefault(key, {})
+    inner[word] = 1
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=word):
+        RunCLI(["--config", str(path)], build=False)
+
+
+def test_help_explains_the_fields_of_the_chosen_configuration(folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        pretrain(["--config", str(folder / "mini.yaml"), "--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    for flag in ("--model.learning_rate", "--model.encoder.window", "--data.root", "--data.batch_size"):
+        assert f"\n  {flag} " in said
+    for flag in (
+        "--trainer.max_steps",
+        "--ckpt_path",
+        "--run",
+        "--checkpoint.every_n_steps",
+        "--report.n_events",
+    ):
+        assert f"\n  {flag} " in said
+    section = " ".join(said[said.index("\n  --data.batch_size ") :][:300].split())
+    assert "events per optimiser step" in section and "default: 4" in section, (
+        "help text, and this file's value"
+    )
+
+
+def test_print_config_is_a_configuration(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        pretrain(["--config", str(folder / "mini.yaml"), "--data.batch_size", "6", "--print_config"])
+    text = capsys.readouterr().out
+    path = tmp_path / "printed.yaml"
+    path.write_text(text)
+    again = RunCLI(["--config", str(path)], build=False).config
+    assert again.data.init_args.batch_size == 6 and again.trainer.max_steps == 3
+
+
+# ---------------------------------------------------------------------- the run folder
+
+
+@pytest.fixture(scope="module")
+def finished(folder) -> Path:
+    """A finished run, with TensorBoard beside metrics.csv."""
+    run = folder / "out" / "first"
+    pretrain(
+        ["--config", str(folder / "mini.yaml"), "--run", str(run), "--trainer.logger", "TensorBoardLogger"]
+    )
+    return run
+
+
+def test_run_folder_says_what_ran(folder, finished):
+    saved = yaml.safe_load((finished / "config.yaml").read_text())
+    assert saved["trainer"]["max_steps"] == 3 and saved["trainer"]["precision"] == "32-true"
+    environment = json.loads((finished / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert environment["torch_threads"] == 1 and environment["cpu_cores"] >= 1
+    git = json.loads((finished / "git.json").read_text())
+    assert "commit" in git
+    with open(finished / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["0", "1", "2"]
+    assert all(float(row["train/loss"]) > 0 and float(row["events_per_s"]) > 0 for row in rows)
+    assert list(finished.rglob("events.out.tfevents.*")), "TensorBoard was asked for"
+    assert not list(finished.rglob("*.tmp"))
+
+
+def test_saved_configuration_is_the_same_run(folder, finished):
+    saved = RunCLI(["--config", str(finished / "config.yaml")], build=False).config
+    given = RunCLI(["--config", str(folder / "mini.yaml")], build=False).config
+    assert saved.model == given.model and saved.data == given.data
+    assert config_name(finished / "config.yaml") == finished.parent.name
+
+
+def test_a_run_is_not_written_over(folder, finished, capsys):
+    with pytest.raises(SystemExit) as stop:
+        pretrain(["--config", str(folder / "mini.yaml"), "--run", str(finished)])
+    assert stop.value.code == 2 and "--ckpt_path last" in capsys.readouterr().err
+
+
+def test_continuing_keeps_the_first_record(folder, finished):
+    first = (finished / "config.yaml").read_text()
+    flags = [
+        "--run",
+        str(finished),
+        "--ckpt_path",
+        "last",
+        "--trainer.max_steps",
+        "3",
+        "--model.match_distance",
+        "0.02",
+    ]
+    pretrain(["--config", str(folder / "mini.yaml"), *flags])
+    assert (finished / "config.yaml.1").read_text() == first
+    assert (
+        yaml.safe_load((finished / "config.yaml").read_text())["model"]["init_args"]["match_distance"] == 0.02
+    )
+
+
+def test_names_of_runs(tmp_path):
+    repository = tmp_path / "x" / "configs"
+    assert config_name(repository / "tiny" / "panda.yaml") == "tiny-panda"
+    assert config_name(repository / "panda.yaml") == "panda"
+    assert config_name(tmp_path / "mine.yaml") == "mine"
+    assert new_run_folder(tmp_path, "a") == tmp_path / "a"
+    assert new_run_folder(tmp_path, "./a/b") == Path("a/b")
+    stamped = new_run_folder(tmp_path, None)
+    stamped.mkdir(parents=True)
+    assert new_run_folder(tmp_path, None) != stamped, "two runs begun within a second"
+
+
+def test_torchrun_needs_a_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="--run NAME"):
+        new_run_folder(tmp_path, None)
+
+
+def test_last_is_the_run_that_saved_last(tmp_path):
+    for step, name in ((9, "20250101-000000"), (4, "slurm-7"), (5, "20250102-000000")):
+        AtomicCheckpointIO().save_checkpoint(
+            {"global_step": step}, tmp_path / name / "checkpoints" / "last.ckpt"
+        )
+    assert choose_run(tmp_path, None, "last")[0].name == "20250102-000000"
+    broken = tmp_path / "20250102-000000" / "checkpoints" / "last.ckpt"
+    broken.write_bytes(broken.read_bytes()[:-1])
+    run, checkpoint = choose_run(tmp_path, None, "last")
+    assert run.name == "slurm-7", "a run without a complete checkpoint is passed over"
+    assert choose_run(tmp_path, None, str(checkpoint)) == (run, checkpoint)
+    assert choose_run(tmp_path, "other", str(checkpoint)) == (tmp_path / "other", checkpoint)
+
+
+def test_metrics_csv_grows_columns_and_rewinds(tmp_path):
+    logger = MetricsCSV(tmp_path)
+    for step in range(4):
+        logger.log_metrics({"loss": 1.0 / (step + 1)}, step)
+        logger.log_metrics({"late": float(step)} if step >= 2 else {}, step)
+    again = MetricsCSV(tmp_path)
+    again.rewind(3)
+    again.log_metrics({"loss": 9.0, "new": 1.0}, 3)
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
+    assert [row["late"] for row in rows] == ["", "", "2.0", ""]
+    assert [row["loss"] for row in rows] == ["1.0", "0.5", repr(1 / 3), "9.0"]
+    assert rows[3]["new"] == "1.0"
+
+
+def test_git_state_outside_of_a_repository(tmp_path):
+    state, diff = git_state(tmp_path)
+    assert state["commit"] is None and state["reason"] and diff == ""
+
+
+# ---------------------------------------------------------------------- progress and hardware
+
+
+def test_progress_where_there_is_no_terminal(folder, finished, capfd):
+    """Plain lines with loss, events per second and time to go: a log file gets no control characters."""
+    pretrain(["--config", str(folder / "mini.yaml"), "--run", str(folder / "plain")])
+    said = capfd.readouterr().err
+    line = next(line for line in said.splitlines() if line.startswith("step 3/3"))
+    assert "loss" in line and "events/s" in line and "to go" in line
+    assert "\x1b" not in said and "\r" not in said
+
+
+def test_progress_in_a_terminal(folder):
+    screen = io.StringIO()
+    cli = RunCLI(["--config", str(folder / "mini.yaml"), "--run", str(folder / "terminal")])
+    bar = next(c for c in cli.trainer.callbacks if isinstance(c, RunProgress))
+    bar.console = Console(file=screen, force_terminal=True, width=160)
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    shown = screen.getvalue()
+    assert "3/3" in shown and "loss" in shown and "events/s" in shown and "to go" in shown
+
+
+def test_short_numbers_and_clock():
+    assert [_short(x) for x in (0.0, 0.00123, 0.1234, 12.34, 1234.5)] == [
+        "0.000",
+        "1.23e-03",
+        "0.123",
+        "12.3",
+        "1234",
+    ]
+    assert [_clock(s) for s in (5, 65, 3665)] == ["0:05", "1:05", "1:01:05"]
+
+
+def test_precision_and_threads(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert default_precision("auto") == "32-true"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has_bf16, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bf16, **_: has)
+        assert default_precision("auto") == expected
+    assert default_precision("cpu") == "32-true"
+    assert 1 <= available_cores() <= (os.cpu_count() or 1)

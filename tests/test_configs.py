@@ -1,0 +1,129 @@
+"""Every run in configs/ says what it is, parses, and can be built; the paper's has the published size."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from nufm.cli import DEFAULT_CONFIG, RunCLI
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RUNS = sorted(p for p in (REPOSITORY / "configs").rglob("*.yaml") if p.parent.name != "data")
+NAMES = [str(p.relative_to(REPOSITORY / "configs")) for p in RUNS]
+PAPER = REPOSITORY / "configs" / "pretrain" / "panda.yaml"
+FIELDS = ("command", "hardware", "time", "score")
+
+
+def header(path: Path) -> dict[str, str]:
+    """The ``# field: text`` lines at the top of a configuration; a field's text may go on, indented."""
+    fields: dict[str, str] = {}
+    last = None
+    for line in path.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        found = re.match(r"# (\w+): +(\S.*)", line)
+        if found and found.group(1) in FIELDS:
+            last = found.group(1)
+            fields[last] = found.group(2).strip()
+        elif last and line.startswith("#   "):
+            fields[last] += " " + line[1:].strip()
+    return fields
+
+
+def test_there_are_runs():
+    assert {"tiny/panda.yaml", "pretrain/panda.yaml"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=NAMES)
+def test_header_says_command_hardware_time_and_score(path):
+    assert path.read_text().startswith("# "), "the first line says what the run is"
+    fields = header(path)
+    assert set(fields) == set(FIELDS), f"{path}: header has {sorted(fields)}"
+    assert re.search(r"CPU|GPU|A100|H100|H200", fields["hardware"])
+    assert re.search(r"\d+ ?(s|min|h|days?)\b", fields["time"]), "a time with its unit"
+    assert re.search(r"\d|README", fields["score"])
+    assert len(path.read_text().splitlines()) <= 90
+
+
+@pytest.mark.parametrize("path", RUNS, ids=NAMES)
+def test_command_of_the_header_is_this_run(path):
+    python, script, *flags = shlex.split(header(path)["command"])
+    assert python == "python" and (REPOSITORY / script).is_file()
+    if "--config" in flags:
+        assert REPOSITORY / flags[flags.index("--config") + 1] == path
+        flags[flags.index("--config") + 1] = str(path)
+    else:
+        assert path == DEFAULT_CONFIG
+    if script == "scripts/pretrain.py":
+        RunCLI(flags, build=False)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=NAMES)
+def test_run_can_be_built(path):
+    """Model (without memory, on the meta device) and data module; the files of the data need not be there."""
+    cli = RunCLI(["--config", str(path)], build=False)
+    with torch.device("meta"):
+        built = cli.parser.instantiate_classes(cli.config)
+    assert sum(p.numel() for p in built.model.parameters()) > 0
+    assert built.data.batch_size % _devices(cli.config.trainer.devices) == 0
+
+
+def _devices(devices: object) -> int:
+    return devices if isinstance(devices, int) else 1
+
+
+@pytest.mark.parametrize("path", RUNS, ids=NAMES)
+def test_names_are_import_paths_without_code(path):
+    """YAML only names classes of nufm, Lightning or torch; it interpolates nothing."""
+    text = path.read_text()
+    assert "${" not in text and "!!" not in text
+
+    def class_paths(value: object) -> list[str]:
+        if isinstance(value, dict):
+            own = [value["class_path"]] if "class_path" in value else []
+            return own + [c for v in value.values() for c in class_paths(v)]
+        return [c for v in value for c in class_paths(v)] if isinstance(value, list) else []
+
+    found = class_paths(yaml.safe_load(text))
+    assert found and all(c.split(".")[0] in ("nufm", "lightning", "torch") for c in found)
+
+
+def test_paper_run_has_the_published_size():
+    """Encoder 90,758,832 parameters with its mask token, student 103,882,928 (arXiv 2512.01324, released
+    model).
+    """
+    cli = RunCLI(["--config", str(PAPER)], build=False)
+    with torch.device("meta"):
+        model = cli.parser.instantiate_classes(cli.config).model
+    assert sum(p.numel() for p in model.student.backbone.parameters()) == 90_758_832
+    assert sum(p.numel() for p in model.student.parameters()) == 103_882_928
+    assert not any(p.requires_grad for p in model.teacher.parameters())
+
+
+def test_short_flags_reach_the_configuration():
+    flags = """--data.root /data/x --trainer.max_steps 10 --model.encoder.drop_path=0.1
+        --model.mask_ratio [0.1,0.2] --data.views.n_local 3"""
+    config = RunCLI(["--config", str(PAPER), *flags.split()], build=False).config
+    assert config.data.init_args.root == "/data/x"
+    assert config.trainer.max_steps == 10
+    assert config.model.init_args.encoder.init_args.drop_path == 0.1
+    assert tuple(config.model.init_args.mask_ratio) == (0.1, 0.2)
+    views = config.data.init_args.views
+    assert views.get("init_args", views).n_local == 3
+    assert config.model.init_args.prototypes == 4096, "what no flag names stays as the file has it"
+
+
+def test_no_configuration_leaks_into_another(tmp_path):
+    """The default configuration is used alone or not at all: a file given by the user is not laid over it."""
+    given = yaml.safe_load(PAPER.read_text())
+    changed = yaml.safe_load(DEFAULT_CONFIG.read_text())["model"]["init_args"]["prototypes"]
+    del given["model"]["init_args"]["prototypes"]
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(given))
+    found = RunCLI(["--config", str(path)], build=False).config.model.init_args.prototypes
+    assert found == 4096 != changed, "a field left out has the method's own default"
