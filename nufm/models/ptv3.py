@@ -4,8 +4,7 @@ Wu et al., "Point Transformer V3: Simpler, Faster, Stronger", arXiv 2312.10035; 
 2503.16429; Young & Terao, "Panda", arXiv 2512.01324. Names of parameters are those of the released Panda
 weights.
 
-Shape legend: N_s points of stage s, C_s channels, H heads, B events, K curves, Np rows of the attention
-windows.
+Shape legend: N_s points of stage s, C_s channels, H heads, B events, K curves.
 
 An event's features do not depend on the other events of its batch: windows have a fixed size, lattice cells
 and curves belong to the event, and everything that follows acts on points or within events. In evaluation the
@@ -54,17 +53,13 @@ class Geometry:
 
     Attributes:
         neighbors: pair lists of the 3x3x3 convolution.
-        windows: attention windows, grouped by length.
+        windows: attention windows along each curve in use.
         window: largest number of points in a window.
-        into: per curve in use, the point (N_s) of each row (Np) of the windows.
-        back: per curve in use, the row (Np) that holds the result of each point (N_s).
     """
 
     neighbors: KernelMap
-    windows: Windows
+    windows: tuple[Windows, ...]
     window: int
-    into: tuple[Segments, ...]
-    back: tuple[Segments, ...]
 
 
 def stage_geometry(
@@ -73,13 +68,14 @@ def stage_geometry(
     """Neighbours, windows and curve orders of one stage (see :class:`Geometry`)."""
     layout = window_layout(offsets, window)
     order, inverse = serialize(grid, offsets, curves, depth)
-    n, n_rows = len(grid), len(layout.gather)
+    windows = Windows.from_layout(layout, window)
     return Geometry(
         neighbors=kernel_map_of(grid, offsets),
-        windows=Windows.from_layout(layout, window),
+        windows=tuple(
+            windows.of_points(points=o[layout.gather], rows=layout.scatter[i])
+            for o, i in zip(order, inverse, strict=True)
+        ),
         window=window,
-        into=tuple(Segments(o[layout.gather], n) for o in order),
-        back=tuple(Segments(layout.scatter[i], n_rows) for i in inverse),
     )
 
 
@@ -122,10 +118,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, geometry: Geometry, curve: int) -> Tensor:
-        qkv = take(self.qkv(x), geometry.into[curve])  # (Np, 3 C)
-        q, k, v = qkv.unflatten(1, (3, self.heads, -1)).unbind(1)  # (Np, H, D) each
-        out = windowed_attention(q, k, v, geometry.windows, geometry.window, self.scale)
-        return self.proj(take(out.flatten(1), geometry.back[curve]))
+        q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # (N, H, D) each
+        out = windowed_attention(q, k, v, geometry.windows[curve], geometry.window, self.scale)
+        return self.proj(out.flatten(1))
 
 
 class MLP(nn.Module):

@@ -88,10 +88,10 @@ class Windows:
 
     Attributes:
         buckets: their slots lie end to end, bucket by bucket, window by window.
-        queries: the row (of Np) in each query slot, or None if the slots are the rows.
+        queries: the row in each query slot, or None if the slots are the rows.
         keys: the row in each key slot, or None likewise. Slots that only pad a window hold its first row.
-        result: the query slot that holds the result of each row (Np,), or None likewise.
-        n_rows: Np.
+        result: the query slot that holds the result of each row, or None likewise.
+        n_rows: number of rows.
     """
 
     buckets: tuple[Bucket, ...]
@@ -162,6 +162,23 @@ class Windows:
         read = torch.bincount(window_of_row[layout.scatter], minlength=len(lengths))
         return cls.from_boundaries(layout.boundaries, window, read)
 
+    def of_points(self, points: Tensor, rows: Tensor) -> Windows:
+        """The same windows for q, k, v in the order of the points: no gathering before, no scattering after.
+
+        Args:
+            points: int64 (Np,) the point in each row.
+            rows: int64 (N,) the row that holds the result of each point.
+        """
+        return Windows(
+            buckets=self.buckets,
+            queries=Segments(points if self.queries is None else points[self.queries.index], len(rows)),
+            keys=Segments(points if self.keys is None else points[self.keys.index], len(rows)),
+            result=Segments(rows, self.n_rows)
+            if self.result is None
+            else Segments(self.result.index[rows], self.result.n),
+            n_rows=len(rows),
+        )
+
 
 def windowed_attention(
     q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor | Windows, window: int, scale: float
@@ -171,7 +188,7 @@ def windowed_attention(
     Args:
         q, k, v: float (Np, H, D).
         boundaries: int64 (W+1,) from 0 to Np, or the :class:`Windows` made of it; make the latter once for
-            all blocks of a level.
+            all blocks of a level. (Windows :meth:`Windows.of_points` take and give N rows in place of Np.)
         window: largest number of rows in a window.
         scale: factor of the products, usually D^-0.5.
 

@@ -381,6 +381,23 @@ def test_autocast(encoder):
         assert 0 < error < 0.05
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_cpu_and_gpu_agree(encoder):
+    batch = make_batch([300, 0, 1, 90])
+    mask = torch.rand(len(batch)) < 0.3
+    results = []
+    for device in ("cpu", "cuda"):
+        encoder = encoder.to(device).double()
+        encoder.zero_grad()
+        moved = batch.replace(feat=batch.feat.double(), coord=batch.coord.double()).to(device)
+        features = upcast(encoder(moved, mask.to(device)))
+        features.square().mean().backward()
+        results.append([features, *(p.grad for p in encoder.parameters())])
+    for cpu, gpu in zip(*results, strict=True):
+        torch.testing.assert_close(gpu.cpu(), cpu.cpu(), atol=1e-8, rtol=1e-6)
+
+
 # ---- up-casting and pooled quantities ----
 
 
