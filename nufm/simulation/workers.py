@@ -1,0 +1,147 @@
+"""Events from several processes, in order.
+
+The processes are plain subprocesses that run this module: they work wherever Python does, need no
+``__main__`` guard in the calling script, and import the simulation only, not what the caller has imported.
+They read pickled jobs from standard input and answer on standard output. Jobs are handed out as workers get
+free; the events come back in order.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from nufm.simulation.dataset import SimulationSpec
+    from nufm.simulation.truth import Truth
+
+CHUNK = 8  # events per job: small enough to keep workers busy to the end, large enough to hide the pipe
+AHEAD = 8  # jobs per worker that may wait to be written: bounds the memory
+
+
+def cpu_count() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def parallel_events(
+    spec: SimulationSpec, seed: int, stream: int, indices: Sequence[int], workers: int | None
+) -> Iterator[Truth]:
+    """The events ``indices`` of a stream, in order, simulated by ``workers`` processes (None: one per core).
+
+    Close the generator to end the processes early.
+
+    Raises:
+        ValueError: an event cannot be made from this specification.
+        RuntimeError: a worker process died.
+    """
+    from nufm.simulation.dataset import simulate_event
+
+    chunks = [list(indices[i : i + CHUNK]) for i in range(0, len(indices), CHUNK)]
+    workers = min(cpu_count() if workers is None else workers, len(chunks))
+    if workers <= 1:
+        for index in indices:
+            yield simulate_event(spec, seed, stream, index)
+        return
+
+    jobs: queue.SimpleQueue[tuple[int, list[int]] | None] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[tuple[int, object]] = queue.SimpleQueue()
+    processes = [_start() for _ in range(workers)]
+    threads = [
+        threading.Thread(target=_serve, args=(process, (spec, seed, stream), jobs, answers), daemon=True)
+        for process in processes
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        submitted = 0
+        waiting: dict[int, list[Truth]] = {}
+        for wanted in range(len(chunks)):
+            while submitted < min(len(chunks), wanted + AHEAD * workers):
+                jobs.put((submitted, chunks[submitted]))
+                submitted += 1
+            while wanted not in waiting:
+                number, answer = answers.get()
+                if isinstance(answer, BaseException):
+                    raise answer
+                waiting[number] = answer
+            yield from waiting.pop(wanted)
+    finally:
+        for _ in threads:
+            jobs.put(None)
+        for process in processes:
+            process.kill()
+            process.wait()
+        for thread in threads:
+            thread.join()
+        for process in processes:
+            process.stdin.close()
+            process.stdout.close()
+
+
+def _start() -> subprocess.Popen:
+    environment = dict(os.environ)
+    root = str(Path(__file__).parents[2])  # nufm need not be installed
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    # one thread each: the processes are the parallelism
+    environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    return subprocess.Popen(
+        [sys.executable, "-m", "nufm.simulation.workers"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
+
+
+def _serve(
+    process: subprocess.Popen, common: tuple, jobs: queue.SimpleQueue, answers: queue.SimpleQueue
+) -> None:
+    """Feeds one process (runs in a thread of the parent)."""
+    try:
+        pickle.dump(common, process.stdin)
+        while (job := jobs.get()) is not None:
+            pickle.dump(job[1], process.stdin)
+            process.stdin.flush()
+            answers.put((job[0], pickle.load(process.stdout)))
+    except (OSError, EOFError, pickle.UnpicklingError, ValueError):
+        code = process.wait()
+        message = (
+            f"a simulation process ended unexpectedly (exit status {code}): see its message above; "
+            "if the machine is short of memory, use fewer workers"
+        )
+        answers.put((-1, RuntimeError(message)))
+
+
+def _work(requests: BinaryIO, replies: BinaryIO) -> None:
+    """What a worker process does until its standard input ends."""
+    from nufm.simulation.dataset import simulate_event
+
+    try:
+        spec, seed, stream = pickle.load(requests)
+        while True:
+            try:
+                indices = pickle.load(requests)
+            except EOFError:
+                return
+            try:
+                answer: object = [simulate_event(spec, seed, stream, index) for index in indices]
+            except ValueError as error:
+                answer = error
+            pickle.dump(answer, replies, protocol=pickle.HIGHEST_PROTOCOL)
+            replies.flush()
+    except (KeyboardInterrupt, BrokenPipeError, EOFError):
+        return  # the parent reports its own end
+
+
+if __name__ == "__main__":
+    # Replies get a descriptor of their own, so that a stray print cannot damage them.
+    with os.fdopen(os.dup(1), "wb") as channel:
+        os.dup2(2, 1)
+        _work(sys.stdin.buffer, channel)
