@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jsonargparse import ArgumentError
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
@@ -232,8 +233,16 @@ def pretrain(args: Sequence[str] | None = None) -> None:
         console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
         raise SystemExit(2) from None
     fit(cli, console)
-    if cli.trainer.is_global_zero and cli.config.report.enabled:
-        report(cli, console)
+    first = cli.trainer.is_global_zero
+    if dist.is_available() and dist.is_initialized():
+        # The first process writes the report alone: nothing in it may wait for the others.
+        dist.barrier()
+        dist.destroy_process_group()
+    if first and cli.config.report.enabled:
+        try:
+            report(cli)
+        except ValueError as error:  # no labels or no test split; the training is done all the same
+            console.print(f"no report: {error}", markup=False)
 
 
 def fit(cli: RunCLI, console: Console) -> None:
@@ -272,11 +281,12 @@ def fit(cli: RunCLI, console: Console) -> None:
         os.environ.pop(RUN_DIR_VARIABLE, None)
 
 
-def report(cli: RunCLI, console: Console) -> None:
+def report(cli: RunCLI) -> None:
     """Probe, tables and pictures of a finished run, and what to try next."""
     from nufm.report import print_table, write_report  # brings the plotting libraries
 
     options = cli.config_init.report
+    cli.model.to(cli.trainer.strategy.root_device)  # Lightning leaves a trained model on the CPU
     found = write_report(cli.model, cli.datamodule, cli.run_dir, n_events=options.n_events)
     print_table(found, Console())
     run = cli.run_dir
