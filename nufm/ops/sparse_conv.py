@@ -46,20 +46,12 @@ class KernelMap:
     @cached_property
     def transposed(self) -> KernelMap:
         """The map of the adjoint: what was read is written."""
-        return _Transposed(self.target, self.source, self.counts, self.n, self)
+        # No link back to this map: a cycle would keep the lists of every batch until the garbage collector runs.
+        return KernelMap(self.target, self.source, self.counts, self.n)
 
     @property
     def taps(self) -> int:
         return len(self.counts)
-
-
-@dataclass(frozen=True, eq=False)
-class _Transposed(KernelMap):
-    original: KernelMap
-
-    @property
-    def transposed(self) -> KernelMap:  # type: ignore[override]
-        return self.original
 
 
 def kernel_map_of(grid: Tensor, offsets: Tensor, kernel_size: int = 3) -> KernelMap:
@@ -129,9 +121,7 @@ class _Convolve(Function):
 
 
 class _WeightGradient(Function):
-    """(grad (N, Co), feat (N, Ci)) -> (Co, K, Ci): sum over the pairs of a tap of grad[target] x
-    feat[source].
-    """
+    """(grad (N, Co), feat (N, Ci)) -> (Co, K, Ci): per tap, the sum of grad[target] x feat[source]."""
 
     @staticmethod
     def forward(ctx, grad: Tensor, feat: Tensor, pairs: KernelMap) -> Tensor:
@@ -185,5 +175,6 @@ def submanifold_conv(
         raise ValueError(
             f"'feat' is {feat.dtype} and 'weight' is {weight.dtype}; both must be the same floating type"
         )
-    out = _Convolve.apply(feat, weight.flatten(1, 3), pairs)
+    with torch.autocast(feat.device.type, enabled=False):  # the caller's dtype is the dtype of the products
+        out = _Convolve.apply(feat, weight.flatten(1, 3), pairs)
     return out if bias is None else out + bias

@@ -1,5 +1,8 @@
 """Submanifold convolution against torch's dense conv3d on the same voxels."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch.nn.functional import conv3d
@@ -91,6 +94,32 @@ def test_hardly_any_points(random_events, counts):
     torch.testing.assert_close(out, feat @ weight[:, 1, 1, 1].t() + bias)
     out.sum().backward()
     assert feat.grad.shape == feat.shape and weight.grad.shape == weight.shape
+
+
+def test_autocast_does_not_change_the_convolution(random_events):
+    grid, offsets = random_events([40], extent=4)
+    feat, weight = torch.randn(40, 4), torch.randn(6, 3, 3, 3, 4, requires_grad=True)
+    plain = submanifold_conv(feat, neighbor_map(grid, offsets), weight)
+    (wanted,) = torch.autograd.grad(plain.sum(), weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = submanifold_conv(feat, neighbor_map(grid, offsets), weight)
+        (found,) = torch.autograd.grad(out.sum(), weight)
+    assert torch.equal(out, plain) and torch.equal(found, wanted)
+
+
+def test_pair_lists_are_freed_with_the_batch(random_events):
+    """Without waiting for the garbage collector: they are as large as the activations."""
+    grid, offsets = random_events([40], extent=4)
+    pairs = kernel_map_of(grid, offsets)
+    lists = weakref.ref(pairs.source)
+    feat = torch.randn(40, 4, requires_grad=True)
+    gc.disable()
+    try:
+        submanifold_conv(feat, pairs, torch.randn(6, 3, 3, 3, 4, requires_grad=True)).sum().backward()
+        del pairs
+        assert lists() is None
+    finally:
+        gc.enable()
 
 
 def test_refusals(random_events):
