@@ -71,7 +71,8 @@ K_PION_KINETIC = (KAON_MASS**2 + PION_MASS**2 - PION_ZERO_MASS**2) / (2 * KAON_M
 def emit(s, code, idx, mass, own, parent_mass, kinetic, px, py, pz, vx, vy, vz, x, y, z, time):
     """Add a decay product with kinetic energy ``own`` along (vx, vy, vz) in the rest frame of its parent.
 
-    The parent has ``kinetic`` energy along (px, py, pz). Returns the product's kinetic energy in the laboratory.
+    The parent has ``kinetic`` energy along (px, py, pz). Returns the product's kinetic energy in the
+    laboratory.
     """
     if kinetic > 0.0:
         gamma = kinetic / parent_mass + 1.0
@@ -213,8 +214,9 @@ def decay(s, idx, code, kinetic, x, y, z, ux, uy, uz, time):
 def heavy(s, t, idx):
     """Follow a muon, charged pion, kaon or proton until it stops, decays, interacts or leaves.
 
-    Returns how it ended (``GONE``, ``STOPPED``, ``DECAYED``, ``INTERACTED``), with its last state in ``s.state``. The
-    caller acts on it: were the decays and cascades called from here, Numba would compile them into this loop as well.
+    Returns how it ended (``GONE``, ``STOPPED``, ``DECAYED``, ``INTERACTED``), with its last state in
+    ``s.state``. The caller acts on it: were the decays and cascades called from here, Numba would compile
+    them into this loop as well.
     """
     code = s.track_i[idx, 0]
     sign = 1.0

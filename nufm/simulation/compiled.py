@@ -1,7 +1,8 @@
 """Compilation of the transport's inner loops, cached on disk.
 
-Numba's cache looks at the file a function stands in, not at the files of the functions it calls and copies into its
-machine code: after an update of ``hadronic.py`` alone the old cascade would live on inside ``transport.py``'s cache. The
+Numba's cache looks at the file a function stands in, not at the files of the functions it calls and copies
+into its machine code: after an update of ``hadronic.py`` alone the old cascade would live on inside
+    ``transport.py``'s cache. The
 cache folder therefore carries a fingerprint of all files that take part.
 """
 

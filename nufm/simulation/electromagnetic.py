@@ -1,8 +1,9 @@
 """Electrons, positrons and photons (compiled).
 
-Collision loss below the cut is continuous with straggling; Moller, Bhabha and bremsstrahlung above it are single events
-with the tabulated rates. Photons are absorbed, scattered by exact Klein-Nishina kinematics, or converted. Not modelled:
-coherent scattering, fluorescence, annihilation in flight, photonuclear reactions, the LPM effect.
+Collision loss below the cut is continuous with straggling; Moller, Bhabha and bremsstrahlung above it are
+single events with the tabulated rates. Photons are absorbed, scattered by exact Klein-Nishina kinematics, or
+converted. Not modelled: coherent scattering, fluorescence, annihilation in flight, photonuclear reactions,
+the LPM effect.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ ME = ELECTRON_MASS
 def straggled_loss(s, t, mean, xi, low, high):
     """Energy lost in a step to collisions below ``high`` MeV, of which ``mean`` is the average.
 
-    Collisions with more than ``low`` (or with so much that about eight are expected) are drawn one by one from the
-    1/T^2 spectrum, the many smaller ones together as a Gaussian of variance xi * low: the Landau-Vavilov distribution
-    follows from its own definition (L. Landau, J. Phys. USSR 8 (1944) 201). ``xi`` = 2 pi r_e^2 m c^2 n_e s / beta^2.
+    Collisions with more than ``low`` (or with so much that about eight are expected) are drawn one by one
+    from the 1/T^2 spectrum, the many smaller ones together as a Gaussian of variance xi * low: the
+    Landau-Vavilov distribution follows from its own definition (L. Landau, J. Phys. USSR 8 (1944) 201).
+    ``xi`` = 2 pi r_e^2 m c^2 n_e s / beta^2.
     """
     low = max(low, xi / 8.0)
     if low >= high:
@@ -86,7 +88,8 @@ def annihilate(s, idx, x, y, z, time):
 
 @compiled
 def sample_moller(s, kinetic, cut):
-    """Energy of the slower electron after e- e- scattering (ICRU 37 cross section, rejection from 1/eps^2)."""
+    """Energy of the slower electron after e- e- scattering (ICRU 37 cross section, rejection from
+    1/eps^2)."""
     gamma = kinetic / ME + 1.0
     x = cut / kinetic
     c = (2.0 * gamma - 1.0) / (gamma * gamma)
@@ -148,7 +151,8 @@ def sample_bremsstrahlung(s, z, kinetic, cut):
 
 @compiled
 def radiation_cosine(s, energy):
-    """Polar angle of a radiated photon or of a pair's member: theta ~ m/E times two exponentials (Tsai 1974)."""
+    """Polar angle of a radiated photon or of a pair's member: theta ~ m/E times two exponentials (Tsai
+    1974)."""
     u = exponential(s.rng) + exponential(s.rng)
     u *= 1.6 if uniform(s.rng) < 0.25 else 0.53
     theta = min(u * ME / energy, math.pi)

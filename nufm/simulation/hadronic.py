@@ -1,16 +1,17 @@
 """Nuclear interactions (compiled): an intranuclear cascade in miniature, captures at rest, neutrons.
 
-The cascade follows quasi-free two-body collisions with exact kinematics in a Fermi gas (p_F = 250 MeV/c). Nucleons
-move in a well of depth V = E_F + S: they gain V on entry and pay it on the way out, and collisions that leave a nucleon
-below E_F are forbidden (Pauli). Trapped nucleons and holes excite the nucleus, which evaporates nucleons and ends with
-a few gammas. Geometry is reduced to one probability that a particle collides again on its way out, from its mean free
-path in nuclear matter and the nuclear radius. Included: NN and pi N scattering and charge exchange (isospin weights of
-the Delta), one pion made through a Delta, pion absorption on a nucleon pair. Left out: light fragments as tracks (they
-deposit on the spot), momentum balance of the residual nucleus, strangeness exchange in flight, nuclear structure.
+The cascade follows quasi-free two-body collisions with exact kinematics in a Fermi gas (p_F = 250 MeV/c).
+Nucleons move in a well of depth V = E_F + S: they gain V on entry and pay it on the way out, and collisions
+that leave a nucleon below E_F are forbidden (Pauli). Trapped nucleons and holes excite the nucleus, which
+evaporates nucleons and ends with a few gammas. Geometry is reduced to one probability that a particle
+collides again on its way out, from its mean free path in nuclear matter and the nuclear radius. Included: NN
+and pi N scattering and charge exchange (isospin weights of the Delta), one pion made through a Delta, pion
+absorption on a nucleon pair. Left out: light fragments as tracks (they deposit on the spot), momentum
+balance of the residual nucleus, strangeness exchange in flight, nuclear structure.
 
-Energy: kinetic energy of all that leaves + local deposit = kinetic energy in + rest energy of absorbed pions
-- rest energy of created pions - S per nucleon set free (8.5 MeV; 6 MeV after muon capture, whose products are rich in
-neutrons). The right-hand terms after the first are booked as released.
+Energy: what leaves and what is deposited on the spot = kinetic energy in, plus the rest energy of absorbed
+pions, minus that of created pions, minus S per nucleon set free (8.5 MeV; 6 MeV after muon capture, whose
+products are rich in neutrons). All terms but the first are booked as released.
 """
 
 from __future__ import annotations
@@ -369,7 +370,8 @@ def gammas(s, idx, process, energy, x, y, z, time):
 def run_cascade(s, idx, process, n, z_nucleus, a, energy, nucleons_in, forced, x, y, z, time):
     """Work off the cascade's stack of height ``n``, emit what leaves, cool the rest.
 
-    ``energy``: kinetic energy, plus the rest energy of pions, that entered; ``nucleons_in``: nucleons that entered;
+    ``energy``: kinetic energy, plus the rest energy of pions, that entered; ``nucleons_in``: nucleons that
+        entered;
     ``forced``: 1 if the first particle collides in any case.
     """
     radius = 1.2 * a ** (1.0 / 3.0)
@@ -458,8 +460,8 @@ def cascade(s, t, idx, code, kinetic, x, y, z, ux, uy, uz, time):
 def absorb_at_rest(s, t, idx, code, x, y, z, time):
     """A stopped pi- or K- disappears in a nucleus; its rest energy feeds a star.
 
-    pi-: absorbed on a nucleon pair. K-: one hyperon pion and the pion of the hyperon's decay leave with about 215 MeV
-    less one separation energy between them and a nucleon; strangeness is not followed further.
+    pi-: absorbed on a nucleon pair. K-: one hyperon pion and the pion of the hyperon's decay leave with
+    about 215 MeV less one separation energy between them and a nucleon; strangeness is not followed further.
     """
     row = pick_nucleus(s, t, BOUND)
     z_nucleus = t.element[row, 0]
@@ -506,7 +508,8 @@ def absorb_at_rest(s, t, idx, code, x, y, z, time):
 def muon_capture(s, t, idx, x, y, z, time):
     """mu- p -> n nu in a nucleus: the neutrino takes most, the nucleus is left with some 5 to 60 MeV.
 
-    Excitation spectrum: 5 MeV plus two exponentials of 7 MeV each (mean about 19 MeV), which gives 1 to 2 neutrons as
+    Excitation spectrum: 5 MeV plus two exponentials of 7 MeV each (mean about 19 MeV), which gives 1 to 2
+        neutrons as
     observed (D. F. Measday, Phys. Rep. 354 (2001) 243, sect. 5).
     """
     row = t.element.shape[0] - 1
@@ -523,7 +526,8 @@ def muon_capture(s, t, idx, x, y, z, time):
 
 @compiled
 def neutron(s, t, idx):
-    """Follow a neutron: elastic recoils, inelastic scattering with gammas, capture. Returns how it ended, as `heavy`."""
+    """Follow a neutron: elastic recoils, inelastic scattering with gammas, capture. Returns how it ended, as
+    `heavy`."""
     kinetic = s.track_f[idx, 0]
     x = s.track_f[idx, 1]
     y = s.track_f[idx, 2]

@@ -1,10 +1,12 @@
 """Media: what a uniform block of matter is to a particle.
 
-A medium is data. ``LIQUID_ARGON`` and ``PLASTIC_SCINTILLATOR`` are given; any other is a :class:`Medium` with its own
-numbers, built of elements whose photoelectric data are listed here.
+A medium is data. ``LIQUID_ARGON`` and ``PLASTIC_SCINTILLATOR`` are given; any other is a :class:`Medium`
+with its own numbers, built of elements whose photoelectric data are listed here.
 
-Sources: Particle Data Group, atomic and nuclear properties of materials (density, I, Sternheimer parameters, radiation
-and nuclear lengths); R. M. Sternheimer, M. J. Berger, S. M. Seltzer, At. Data Nucl. Data Tables 30 (1984) 261.
+Sources: Particle Data Group, atomic and nuclear properties of materials (density, I, Sternheimer parameters,
+    radiation
+and nuclear lengths); R. M. Sternheimer, M. J. Berger, S. M. Seltzer, At. Data Nucl. Data Tables 30 (1984)
+261.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class Element:
         z: atomic number, one of ``PHOTOELECTRIC``.
         a: atomic weight in g/mol.
         fraction: share of the medium's mass.
-        first_level: first excited nuclear level in MeV (threshold of inelastic neutron scattering); 0 for hydrogen.
+        first_level: first excited nuclear level in MeV (threshold of inelastic neutron scattering); 0 for
+            hydrogen.
     """
 
     z: int
@@ -82,8 +85,8 @@ class Medium:
         pion_interaction_length: mm.
         muon_minus_lifetime: mean life of a mu- bound to the medium's dominant nucleus, ns.
         neutron_capture_energy: energy of the gamma cascade of a thermal capture, MeV.
-        neutron_capture_spread: rms distance per axis between where a neutron falls below the tracking energy and
-            where it is captured, mm.
+        neutron_capture_spread: rms distance per axis between where a neutron falls below the tracking energy
+            and where it is captured, mm.
         neutron_capture_time: mean time of that capture, ns.
 
     Raises:
@@ -115,7 +118,8 @@ class Medium:
         for e in self.elements:
             if e.z not in PHOTOELECTRIC:
                 raise ValueError(
-                    f"medium '{self.name}': no photoelectric data for Z = {e.z}; known are {sorted(PHOTOELECTRIC)}; "
+                    f"medium '{self.name}': no photoelectric data for Z = {e.z}; "
+                    f"known are {sorted(PHOTOELECTRIC)}; "
                     "add a row to nufm.simulation.medium.PHOTOELECTRIC"
                 )
         for field in (
@@ -131,8 +135,9 @@ class Medium:
                 raise ValueError(f"medium '{self.name}': field '{field}' is {value}, expected a number > 0")
         if not 0 < self.nuclear_collision_length < self.nuclear_interaction_length:
             raise ValueError(
-                f"medium '{self.name}': the collision length {self.nuclear_collision_length} mm must lie between 0 and "
-                f"the interaction length {self.nuclear_interaction_length} mm (it counts elastic scattering as well)"
+                f"medium '{self.name}': the collision length {self.nuclear_collision_length} mm must lie "
+                f"between 0 and the interaction length {self.nuclear_interaction_length} mm "
+                "(it counts elastic scattering as well)"
             )
 
     @property
@@ -143,7 +148,8 @@ class Medium:
 
 # PDG atomic and nuclear properties, "liquid argon". mu- lifetime: T. Suzuki, D. F. Measday, J. P. Roalsvig,
 # Phys. Rev. C 35 (1987) 2212 (natural argon 537 +- 32 ns) and later measurements to 616 ns. Neutron capture:
-# 40Ar(n,gamma)41Ar, Q = 6.099 MeV; the spread stands for the slow diffusion through the 57 keV anti-resonance.
+# 40Ar(n,gamma)41Ar, Q = 6.099 MeV; the spread stands for the slow diffusion through the 57 keV
+# anti-resonance.
 LIQUID_ARGON = Medium(
     name="liquid argon",
     density=1.396,
@@ -162,8 +168,8 @@ LIQUID_ARGON = Medium(
     neutron_capture_time=350e3,
 )
 
-# PDG, "polyvinyltoluene" (plastic scintillator). mu- lifetime on carbon: Suzuki et al. 1987. Neutron capture on
-# hydrogen, 2.224 MeV.
+# PDG, "polyvinyltoluene" (plastic scintillator). mu- lifetime on carbon: Suzuki et al. 1987. Neutron capture
+# on hydrogen, 2.224 MeV.
 PLASTIC_SCINTILLATOR = Medium(
     name="plastic scintillator (polyvinyltoluene)",
     density=1.032,

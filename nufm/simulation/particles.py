@@ -1,7 +1,7 @@
 """Particles the transport knows: codes, masses, charges, lifetimes.
 
-The compiled code works with a small integer code per species; users and files see PDG numbers. Masses and lifetimes:
-Particle Data Group, Review of Particle Physics (Phys. Rev. D 110, 030001, 2024).
+The compiled code works with a small integer code per species; users and files see PDG numbers. Masses and
+lifetimes: Particle Data Group, Review of Particle Physics (Phys. Rev. D 110, 030001, 2024).
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ KAON_MASS = 493.677
 PROTON_MASS = 938.27208816
 NEUTRON_MASS = 939.56542052
 MASS = np.array(
-    [0.0, ELECTRON_MASS, ELECTRON_MASS, MUON_MASS, MUON_MASS, PION_MASS, PION_MASS, PION_ZERO_MASS]
-    + [KAON_MASS, KAON_MASS, PROTON_MASS, NEUTRON_MASS],
+    [
+        *(0.0, ELECTRON_MASS, ELECTRON_MASS, MUON_MASS, MUON_MASS, PION_MASS, PION_MASS, PION_ZERO_MASS),
+        *(KAON_MASS, KAON_MASS, PROTON_MASS, NEUTRON_MASS),
+    ]
 )
 
 MUON_LIFETIME = 2196.9811  # ns, free
@@ -38,7 +40,8 @@ LIGHT_SPEED = 299.792458  # mm/ns
 class Process(IntEnum):
     """What created a track.
 
-    ``NEUTRON`` covers everything a neutron below the cascade energy makes: recoil protons, gammas of inelastic
+    ``NEUTRON`` covers everything a neutron below the cascade energy makes: recoil protons, gammas of
+        inelastic
     scattering and of its capture. ``CAPTURE`` is the nuclear absorption of a stopped mu-, pi- or K-.
     """
 

@@ -1,20 +1,23 @@
 """Tables of one medium: stopping powers, ranges and interaction rates on one logarithmic energy grid.
 
-Built in NumPy once per medium and cached; the compiled transport only interpolates. Lengths in mm, energies in MeV.
+Built in NumPy once per medium and cached; the compiled transport only interpolates. Lengths in mm, energies
+in MeV.
 
 Sources, by part:
 
-- heavy charged particles: Bethe formula restricted to transfers below the delta-ray cut, with Sternheimer density
-  effect (PDG review, "Passage of particles through matter", eqs. 34.5, 34.12), Barkas shell correction (W. H. Barkas,
-  UCRL-10292, 1962), and below 2 MeV per proton mass the harmonic sum with the Lindhard-Scharff velocity-proportional
-  stopping (Varelas and Biersack, Nucl. Instrum. Methods 79 (1970) 213); radiative losses of muons as a smooth fit to
-  the PDG liquid-argon table, scaled with 1/X0;
-- electrons, positrons: Berger-Seltzer collision loss restricted to the cut (ICRU Report 37), Moller and Bhabha cross
-  sections above it; bremsstrahlung of Koch and Motz (Rev. Mod. Phys. 31 (1959) 920, 3BS) with the screening functions of
-  Butcher and Messel (Nucl. Phys. 20 (1960) 15), normalised to the medium's radiation length;
+- heavy charged particles: Bethe formula restricted to transfers below the delta-ray cut, with Sternheimer
+  density effect (PDG review, "Passage of particles through matter", eqs. 34.5, 34.12), Barkas shell
+  correction (W. H. Barkas, UCRL-10292, 1962), and below 2 MeV per proton mass the harmonic sum with the
+  Lindhard-Scharff velocity-proportional stopping (Varelas and Biersack, Nucl. Instrum. Methods 79 (1970)
+  213); radiative losses of muons as a smooth fit to the PDG liquid-argon table, scaled with 1/X0;
+- electrons, positrons: Berger-Seltzer collision loss restricted to the cut (ICRU Report 37), Moller and
+  Bhabha cross sections above it; bremsstrahlung of Koch and Motz (Rev. Mod. Phys. 31 (1959) 920, 3BS) with
+  the screening functions of Butcher and Messel (Nucl. Phys. 20 (1960) 15), normalised to the medium's
+  radiation length;
 - photons: Klein-Nishina with a fitted binding factor, photoelectric fit of medium.py, pair production in the
   parametrisation of the Geant4 Physics Reference Manual (Bethe-Heitler model, 5 % to 100 GeV);
-- neutrons below 20 MeV: n-p cross section of J. L. Gammel (in Fast Neutron Physics II, 1963), black nucleus otherwise.
+- neutrons below 20 MeV: n-p cross section of J. L. Gammel (in Fast Neutron Physics II, 1963), black nucleus
+  otherwise.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ class Settings:
     Attributes:
         delta_cut: electrons knocked on above this kinetic energy become tracks, MeV.
         bremsstrahlung_cut: photons radiated above this energy become tracks, MeV.
-        collision_cut: collisions between this and ``delta_cut`` are sampled one by one but deposited on the spot, MeV.
+        collision_cut: collisions between this and ``delta_cut`` are sampled one by one but deposited on the
+            spot, MeV.
         electron_stop: electrons below this kinetic energy deposit it on the spot, MeV.
         photon_stop: photons below this energy are absorbed on the spot, MeV.
         neutron_stop: neutrons below this kinetic energy are captured nearby, MeV.
@@ -64,8 +68,8 @@ class Settings:
     electron_range_fraction: float = 0.2
 
 
-# Rows of Tables.grid. Four heavy species in the order mu, pi, K, p; two of e-, e+; three hadron groups pi, K, nucleon.
-# (NumPy integers for the reason given in particles.py.)
+# Rows of Tables.grid. Four heavy species in the order mu, pi, K, p; two of e-, e+; three hadron groups pi,
+# K, nucleon. (NumPy integers for the reason given in particles.py.)
 HEAVY_LOSS, HEAVY_RANGE = np.int64(0), np.int64(4)  # restricted MeV/mm; mm
 ELECTRON_LOSS, ELECTRON_RANGE = np.int64(8), np.int64(10)  # restricted MeV/mm; mm
 HARD_RATE, PHOTON_RATE = np.int64(12), np.int64(14)  # 1/mm
@@ -141,7 +145,8 @@ def heavy_loss(medium: Medium, mass: float, kinetic: np.ndarray, cut: float = np
     velocity = np.sqrt(2 * low / mass) * 137.036
     lindhard = 0.0
     for e in medium.elements:
-        # Lindhard-Scharff for charge one, 8 pi e^2 a_0 Z / (1 + Z^(2/3))^(3/2) v/v_0, times 1.7 to meet PSTAR in argon
+        # Lindhard-Scharff for charge one, 8 pi e^2 a_0 Z / (1 + Z^(2/3))^(3/2) v/v_0, times 1.7 to meet
+        # PSTAR in argon
         per_atom = 1.7 * 8 * np.pi * 1.43996e-13 * 0.529177e-8 * e.z / (1 + e.z ** (2 / 3)) ** 1.5 * velocity
         lindhard = lindhard + per_atom * e.fraction / e.a * AVOGADRO * 1e24 * medium.density / 10
     lindhard_join = lindhard / np.sqrt(low) * np.sqrt(join)
@@ -191,7 +196,8 @@ def max_transfer(mass: float, kinetic: np.ndarray) -> np.ndarray:
 def electron_collision_loss(
     medium: Medium, kinetic: np.ndarray, positron: bool, cut: float = np.inf
 ) -> np.ndarray:
-    """Mean collision loss in MeV/mm of e- or e+ counting transfers below ``cut`` (ICRU 37, Berger and Seltzer)."""
+    """Mean collision loss in MeV/mm of e- or e+ counting transfers below ``cut`` (ICRU 37, Berger and
+    Seltzer)."""
     tau = kinetic / ELECTRON_MASS
     gamma = tau + 1
     beta2 = 1 - 1 / gamma**2
@@ -240,7 +246,8 @@ def screening(delta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bremsstrahlung_shape(z: float, energy: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """k dN/dk times X0: photons of energy ``k`` per electron of total energy ``energy``, both MeV, broadcast."""
+    """k dN/dk times X0: photons of energy ``k`` per electron of total energy ``energy``, both MeV,
+    broadcast."""
     y = k / energy
     rest = np.maximum(energy - k, ELECTRON_MASS)
     delta = 136.0 * ELECTRON_MASS * z ** (-1 / 3) * y / rest
@@ -259,7 +266,8 @@ def coulomb_correction(z: float) -> float:
 
 
 def bremsstrahlung(medium: Medium, kinetic: np.ndarray, low: float, high: float, power: int) -> np.ndarray:
-    """Integral of k^power dN/dk over photon energies low..min(high, T), per mm. power 0: photons, 1: loss in MeV."""
+    """Integral of k^power dN/dk over photon energies low..min(high, T), per mm. power 0: photons, 1: loss in
+    MeV."""
     out = np.zeros_like(kinetic)
     nodes, weights = np.polynomial.legendre.leggauss(48)
     z = effective_z(medium)
@@ -282,7 +290,8 @@ def low_energy_factor(kinetic: np.ndarray) -> np.ndarray:
 
 
 def effective_z(medium: Medium) -> float:
-    """Atomic number of the one-element medium with the same screening, weighted with each element's radiation."""
+    """Atomic number of the one-element medium with the same screening, weighted with each element's
+    radiation."""
     weights = [e.fraction / e.a * e.z * (e.z + 1) for e in medium.elements]
     return float(
         np.exp(sum(w * np.log(e.z) for w, e in zip(weights, medium.elements, strict=True)) / sum(weights))
@@ -307,7 +316,8 @@ def photoelectric(medium: Medium, energy: np.ndarray) -> np.ndarray:
 
 
 def compton(medium: Medium, energy: np.ndarray) -> np.ndarray:
-    """Incoherent attenuation in 1/mm: Klein-Nishina times a binding factor fitted to C, Ar and Xe (1 % at 50 keV)."""
+    """Incoherent attenuation in 1/mm: Klein-Nishina times a binding factor fitted to C, Ar and Xe (1 % at 50
+    keV)."""
     k = energy / ELECTRON_MASS
     small = k < 1e-2  # the closed form cancels there
     ks = np.where(small, 1e-2, k)
@@ -339,11 +349,14 @@ def pair_production(medium: Medium, energy: np.ndarray) -> np.ndarray:
 
 
 def hadron_rates(medium: Medium, kinetic: np.ndarray) -> np.ndarray:
-    """Nuclear interactions per mm, (6, G): inelastic of pions, kaons, nucleons, then elastic in the same order.
+    """Nuclear interactions per mm, (6, G): inelastic of pions, kaons, nucleons, then elastic in the same
+    order.
 
-    The tabulated lengths are high-energy values; below 1 GeV pions see the Delta resonance (about 1.8 times the
-    asymptotic cross section at 180 MeV: D. Ashery et al., Phys. Rev. C 23 (1981) 2173, scaled with A^(2/3)) and charged
-    particles the Coulomb barrier. Elastic scattering follows from the difference of collision and interaction length.
+    The tabulated lengths are high-energy values; below 1 GeV pions see the Delta resonance (about 1.8 times
+    the asymptotic cross section at 180 MeV: D. Ashery et al., Phys. Rev. C 23 (1981) 2173, scaled with
+        A^(2/3)) and charged
+    particles the Coulomb barrier. Elastic scattering follows from the difference of collision and
+    interaction length.
     """
     elastic_share = medium.nuclear_interaction_length / medium.nuclear_collision_length - 1
     delta = 0.85 / (1 + ((kinetic - 180.0) / 90.0) ** 2)
@@ -356,7 +369,8 @@ def hadron_rates(medium: Medium, kinetic: np.ndarray) -> np.ndarray:
 
 
 def neutron_rates(medium: Medium, kinetic: np.ndarray) -> np.ndarray:
-    """Neutrons below 20 MeV, (3, G): interactions per mm, share elastic on hydrogen, share elastic on anything."""
+    """Neutrons below 20 MeV, (3, G): interactions per mm, share elastic on hydrogen, share elastic on
+    anything."""
     on_hydrogen = np.zeros_like(kinetic)
     elastic = np.zeros_like(kinetic)
     inelastic = np.zeros_like(kinetic)
@@ -378,7 +392,8 @@ def neutron_rates(medium: Medium, kinetic: np.ndarray) -> np.ndarray:
 
 
 def range_of(loss: np.ndarray, kinetic: np.ndarray) -> np.ndarray:
-    """Continuous-slowing-down range (G,) mm from losses (G,) MeV/mm on the grid; below the grid S ~ sqrt(T)."""
+    """Continuous-slowing-down range (G,) mm from losses (G,) MeV/mm on the grid; below the grid S ~
+    sqrt(T)."""
     log = np.log(kinetic)
     integrand = kinetic / loss  # dR = dT/S = T/S dlnT
     steps = 0.5 * (integrand[1:] + integrand[:-1]) * np.diff(log)

@@ -1,9 +1,9 @@
 """The arrays an event is written to, and the geometry that every kind of particle shares (compiled).
 
-A track is a row of ``track_f`` (kinetic energy MeV, x, y, z mm, direction, time ns: the state at creation) and of
-``track_i`` (species code, parent row, process). Creating one also puts it on the stack of tracks still to be followed.
-The arrays have a fixed length; when one is full the event is marked and run again with longer arrays, which gives the
-same event because it starts from the same seed.
+A track is a row of ``track_f`` (kinetic energy MeV, x, y, z mm, direction, time ns: the state at creation)
+and of ``track_i`` (species code, parent row, process). Creating one also puts it on the stack of tracks
+still to be followed. The arrays have a fixed length; when one is full the event is marked and run again with
+longer arrays, which gives the same event because it starts from the same seed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from nufm.simulation.rng import uniform
 
 N_TRACKS, N_STEPS, N_STACK, OVERFLOW = 0, 1, 2, 3  # entries of Store.count
 CODE, PARENT, PROCESS, STACK = 0, 1, 2, 3  # columns of Store.track_i
-# entries of Store.state: the energy book, the box (mm), the field (tesla), a particle's state where its flight ended
+# entries of Store.state: the energy book, the box (mm), the field (tesla), a particle's state where its
+# flight ended
 RELEASED, DEPOSITED, ESCAPED = 0, 1, 2
 BOX_LOW, BOX_HIGH, FIELD, LAST = 3, 6, 9, 12
 N_STATE = 20
@@ -149,7 +150,8 @@ def distance_out(s, x, y, z, ux, uy, uz):
 
 @compiled
 def bend(s, ux, uy, uz, charge, momentum, length):
-    """Direction after ``length`` mm in the magnetic field; momentum in MeV/c. p = 0.2998 B R (GeV/c, T, m)."""
+    """Direction after ``length`` mm in the magnetic field; momentum in MeV/c. p = 0.2998 B R (GeV/c, T,
+    m)."""
     bx, by, bz = s.state[FIELD], s.state[FIELD + 1], s.state[FIELD + 2]
     strength = math.sqrt(bx * bx + by * by + bz * bz)
     angle = -charge * 0.299792458 * strength * length / momentum
@@ -193,8 +195,9 @@ def field_strength(s):
 def highland(path_before, path_after):
     """Growth of (theta_0 beta c p / 13.6 MeV)^2 between two path lengths in radiation lengths.
 
-    Highland's formula (V. L. Highland, Nucl. Instrum. Methods 129 (1975) 497; G. R. Lynch, O. I. Dahl, ibid. B58 (1991)
-    6) is not additive over steps. Taking its growth along the whole path makes the sum over any steps right.
+    Highland's formula (V. L. Highland, Nucl. Instrum. Methods 129 (1975) 497; G. R. Lynch, O. I. Dahl, ibid.
+    B58 (1991) 6) is not additive over steps. Taking its growth along the whole path makes the sum over any
+    steps right.
     """
     after = max(path_after, 1e-7)
     before = max(path_before, 1e-7)

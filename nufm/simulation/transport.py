@@ -2,14 +2,16 @@
 
 Units: MeV, mm, ns, tesla. Shape legend: P primaries, S energy-depositing steps, T tracks (primaries first).
 
-Energy book of an event: ``kinetic_in + released == deposited + escaped``. ``released`` is rest energy set free minus rest
+Energy book of an event: ``kinetic_in + released == deposited + escaped``. ``released`` is rest energy set
+    free minus rest
 energy created: + (parent - charged daughters) in decays, + m of an absorbed pi-, K-, mu- or pion in flight,
-+ 2 m_e per annihilation, - 2 m_e per conversion, - m of every pion made, - 8.5 MeV per nucleon set free from a nucleus
-(+ for one swallowed), + Q of neutron capture. ``escaped`` is the kinetic energy of what leaves the box or never enters
-it, and neutrinos. Nucleons count with one mass; the rest mass of particles that leave or stop is not counted.
++ 2 m_e per annihilation, - 2 m_e per conversion, - m of every pion made, - 8.5 MeV per nucleon set free from
+a nucleus (+ for one swallowed), + Q of neutron capture. ``escaped`` is the kinetic energy of what leaves the
+box or never enters it, and neutrinos. Nucleons count with one mass; the rest mass of particles that leave or
+stop is not counted.
 
-The approximations of each part are listed at the head of its module. Common to all: the medium is uniform and fills the
-box, outside is vacuum without field; there is no time cut; tracks are straight within a step.
+The approximations of each part are listed at the head of its module. Common to all: the medium is uniform
+and fills the box, outside is vacuum without field; there is no time cut; tracks are straight within a step.
 """
 
 from __future__ import annotations
@@ -85,8 +87,8 @@ class Primaries:
         time: float64 (P,) ns.
 
     Raises:
-        ValueError: lengths that differ, NaN or infinite values, energies < 0 or above 100 GeV, a direction that is not
-            a unit vector.
+        ValueError: lengths that differ, NaN or infinite values, energies < 0 or above 100 GeV, a direction
+            that is not a unit vector.
     """
 
     pdg: np.ndarray
@@ -165,7 +167,8 @@ class Transported:
 
 @compiled
 def _follow_all(s, t, n_primaries):
-    """Work off the stack. Primaries 0..n-1 stand in the track arrays already; marked ones (process < 0) stay out."""
+    """Work off the stack. Primaries 0..n-1 stand in the track arrays already; marked ones (process < 0) stay
+    out."""
     for i in range(n_primaries - 1, -1, -1):  # the first primary on top
         if s.track_i[i, 2] >= 0:
             s.track_i[s.count[N_STACK], STACK] = i
@@ -195,7 +198,8 @@ def _follow_all(s, t, n_primaries):
 
 @compiled
 def _finish(s, t, idx, code, end):
-    """What a particle turns into: decays in flight or at rest, cascades, captures; stopped protons do nothing."""
+    """What a particle turns into: decays in flight or at rest, cascades, captures; stopped protons do
+    nothing."""
     kinetic, x, y, z = s.state[LAST], s.state[LAST + 1], s.state[LAST + 2], s.state[LAST + 3]
     ux, uy, uz, time = s.state[LAST + 4], s.state[LAST + 5], s.state[LAST + 6], s.state[LAST + 7]
     if end == STOPPED:
@@ -219,6 +223,11 @@ def _finish(s, t, idx, code, end):
         cascade(s, t, idx, code, kinetic, x, y, z, ux, uy, uz, time)
     else:
         decay(s, idx, code, kinetic, x, y, z, ux, uy, uz, time)
+
+
+def _first_capacity(primaries: Primaries) -> int:
+    """Tracks to make room for at first; a usual event makes one or two per MeV."""
+    return 2048 + len(primaries.pdg) + min(int(primaries.kinetic.sum() * 4), 200_000)
 
 
 def _enter_box(position: np.ndarray, direction: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -251,7 +260,8 @@ def transport(
         primaries: P >= 0 particles.
         medium: fills the box.
         box: low and high corner, (3,) each, mm.
-        seed: integer >= 0. The result depends on the arguments only: not on process, thread, order or earlier calls.
+        seed: integer >= 0. The result depends on the arguments only: not on process, thread, order or
+            earlier calls.
         field: uniform magnetic field (3,), tesla.
         settings: cuts and steps.
 
@@ -281,7 +291,7 @@ def transport(
     speed[moving] = np.sqrt(1 - 1 / gamma**2)
     reaches &= (way == 0) | (speed > 0)
     way = np.where(reaches, way, 0.0)
-    capacity = 2048 + n + min(int(primaries.kinetic.sum() * 4), 200_000)
+    capacity = _first_capacity(primaries)
     while True:
         store = Store(
             rng=seed_state(seed),
