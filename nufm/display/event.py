@@ -1,0 +1,260 @@
+"""Event displays as pictures (matplotlib).
+
+Shape legend: N points (voxels). Lengths are in cm from the centre of the detector, energies in MeV.
+
+Figures are made without pyplot, so drawing leaves no global state and needs no screen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nufm.data.event import Event
+from nufm.display.colours import Panel, PCAColours, energy_colours, event_panels, pca_colours, rgb_panel
+from nufm.display.geometry import Geometry, geometry, headline, short_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["PCAColours", "Panel", "compare_panels", "draw_event", "event_panels", "pca_colours"]
+
+INK, FAINT = "#222222", "#e4e4e4"
+DPI = 150
+VIEW = (18.0, -58.0)  # elevation and azimuth of the 3D views in degrees
+
+
+def draw_event(
+    event: Event,
+    path: str | Path,
+    colours: Mapping[str, np.ndarray] | None = None,
+    panels: Sequence[Panel] | None = None,
+    simulated: bool | None = None,
+    title: str | None = None,
+) -> Path:
+    """Draw an event: energy in 3D and in three projections, then every other colouring in 3D and in one
+    projection.
+
+    Where points hide each other in a projection, the most energetic or the rarest class is in front.
+
+    Args:
+        event: as read; its lattice is drawn, not the coordinates that transforms set.
+        path: PNG (or any format that matplotlib writes).
+        colours: further colourings, title -> (N, 3) in [0, 1], such as ``pca_colours(features)``.
+        panels: what to draw; by default energy, the truth that the event carries, and ``colours``.
+        simulated: add "simulated by nufm" to the title; None asks the event's file.
+        title: first line of the title, the event's name by default.
+
+    Returns:
+        The path.
+    """
+    space = geometry(event)
+    panels = list(event_panels(event, colours) if panels is None else panels)
+    name, line = title or short_name(event), headline(event, simulated)
+    if len(event) == 0 or not panels:
+        return _save(_nothing(_Sheet([4], name, line)), path)
+    first, others = panels[0], panels[1:]
+    sheet = _Sheet([4, len(others), len(others)] if others else [4], name, line, panels)
+    _draw_3d(sheet.axes(0, 0, projection="3d"), first, space)
+    for column, drop in enumerate((1, 0, 2), start=1):
+        ax = sheet.axes(0, column)
+        _draw_2d(ax, first, event, space, drop)
+        if column == 3:
+            _colour_bar(ax, first)
+    for column, panel in enumerate(others):
+        _draw_3d(sheet.axes(1, column, projection="3d"), panel, space)
+        ax = sheet.axes(2, column)
+        _draw_2d(ax, panel, event, space, _thinnest(event, space))
+        _colour_bar(ax, panel)
+        _legend(ax, panel)
+    return _save(sheet.figure, path)
+
+
+def compare_panels(
+    event: Event,
+    colours: Mapping[str, np.ndarray],
+    path: str | Path,
+    simulated: bool | None = None,
+    title: str | None = None,
+) -> Path:
+    """The same event under several colourings side by side, each in 3D and in the projection that hides
+    least.
+
+    Args:
+        event: as read, or with the points that the colours belong to selected.
+        colours: title -> (N, 3) in [0, 1], e.g. features of the untrained and of the pretrained encoder.
+        path: PNG to write.
+        simulated: add "simulated by nufm" to the title; None asks the event's file.
+        title: first line of the title, the event's name by default.
+    """
+    space = geometry(event)
+    panels = [rgb_panel(event, name, rgb) for name, rgb in colours.items()]
+    name = title or f"{short_name(event)}: first three principal components of the features"
+    sheet = _Sheet([max(len(panels), 2)] * 2, name, headline(event, simulated), cell=5.4)
+    if len(event) == 0 or not panels:
+        return _save(_nothing(sheet), path)
+    for column, panel in enumerate(panels):
+        _draw_3d(sheet.axes(0, column, projection="3d"), panel, space)
+        _draw_2d(sheet.axes(1, column), panel, event, space, _thinnest(event, space))
+    return _save(sheet.figure, path)
+
+
+class _Sheet:
+    """A figure whose rows are cut into different numbers of columns, with a heading above and legends
+    below."""
+
+    def __init__(
+        self, columns: Sequence[int], title: str, line: str, panels: Sequence[Panel] = (), cell: float = 4.2
+    ) -> None:
+        from matplotlib.figure import Figure
+
+        lines = max((-(-len(p.names) // 2) for p in panels), default=0)
+        width, below = cell * max(columns) + 0.6, 0.75 + 0.2 * lines
+        height = 0.98 * cell * len(columns) + 1.0 + below
+        self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+        heading = {"ha": "center", "va": "center", "color": INK}
+        self.figure.text(0.5, 1 - 0.32 / height, title, fontsize=17, fontweight="bold", **heading)
+        self.figure.text(0.5, 1 - 0.68 / height, line, fontsize=13, **heading)
+        rows = self.figure.add_gridspec(
+            len(columns), 1, left=0.75 / width, right=1 - 1.0 / width, top=1 - 1.25 / height, bottom=below
+            / height, hspace=0.26,
+        )  # fmt: skip
+        self.cells = [rows[i].subgridspec(1, n, wspace=0.26) for i, n in enumerate(columns)]
+
+    def axes(self, row: int, column: int, **options: object) -> Axes:
+        return self.figure.add_subplot(self.cells[row][0, column], **options)
+
+
+def _thinnest(event: Event, space: Geometry) -> int:
+    """The axis along which the event is smallest: the projection along it hides least."""
+    low, high = space.core(event.energy)
+    return int(np.argmin(high - low))
+
+
+def _nothing(sheet: _Sheet) -> Figure:
+    grey = "#777777"
+    sheet.figure.text(
+        0.5, 0.45, "this event has no voxels", ha="center", va="center", fontsize=24, color=grey
+    )
+    return sheet.figure
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
+    return path
+
+
+def _front(panel: Panel) -> np.ndarray:
+    """Order of drawing, last on top: rising energy, or falling frequency of the class."""
+    if panel.values is not None:
+        return np.argsort(panel.values, kind="stable")
+    if panel.code is not None:
+        return np.argsort(-np.bincount(panel.code)[panel.code], kind="stable")
+    return np.arange(len(panel.rgb))
+
+
+def _draw_3d(ax: Axes, panel: Panel, space: Geometry) -> None:
+    """Points in 3D at true proportions, z up."""
+    size = np.clip(9000 / len(panel.rgb), 1.2, 9.0)
+    ax.scatter(
+        *space.position.T, c=panel.rgb, s=size, marker="o", linewidths=0, depthshade=False, rasterized=True
+    )
+    ax.set(
+        xlim=(space.low[0], space.high[0]),
+        ylim=(space.low[1], space.high[1]),
+        zlim=(space.low[2], space.high[2]),
+    )
+    ax.set_box_aspect(space.high - space.low, zoom=1.12)
+    ax.view_init(*VIEW)
+    ax.set_title(panel.title, fontsize=13, fontweight="bold", color=INK, y=1.04)
+    for axis, index in ((ax.xaxis, 0), (ax.yaxis, 1), (ax.zaxis, 2)):
+        axis.set_pane_color((1, 1, 1, 0))
+        axis.line.set_color("#888888")
+        axis._axinfo["grid"].update(color=FAINT, linewidth=0.6)
+        axis.set_major_locator(_ticks(4))
+        axis.set_tick_params(labelsize=8, pad=-1, colors=INK)
+        axis.set_label_text(space.label(index), fontsize=9, color=INK)
+        axis.labelpad = -3
+
+
+def _draw_2d(ax: Axes, panel: Panel, event: Event, space: Geometry, drop: int) -> None:
+    """Projection along axis ``drop`` of the region with nearly all energy, scales equal, voxels square."""
+    across, up = {0: (1, 2), 1: (0, 2), 2: (0, 1)}[drop]
+    low, high = space.core(event.energy)
+    box = ax.get_position()
+    width, height = box.width * ax.figure.get_figwidth(), box.height * ax.figure.get_figheight()
+    cm_per_inch = max((high[across] - low[across]) / width, (high[up] - low[up]) / height)
+    for axis, inches, limits in ((across, width, ax.set_xlim), (up, height, ax.set_ylim)):
+        middle, half = (low[axis] + high[axis]) / 2, cm_per_inch * inches / 2
+        limits(middle - half, middle + half)
+    order = _front(panel)
+    x, y = space.position[order][:, [across, up]].T
+    # A voxel at its true size, or as large as a dot must be to be seen.
+    points = max(space.pitch[across] / cm_per_inch * 72, 1.7)
+    ax.scatter(x, y, c=panel.rgb[order], s=points**2, marker="s", linewidths=0, rasterized=True)
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    outside = int(((x < left) | (x > right) | (y < bottom) | (y > top)).sum())
+    if outside:
+        note = f"{outside:,} voxels outside"
+        ax.text(0.98, 0.98, note, transform=ax.transAxes, ha="right", va="top", fontsize=9, color="#777777")
+    ax.set_xlabel(space.label(across), fontsize=10.5, color=INK)
+    ax.set_ylabel(space.label(up), fontsize=10.5, color=INK, labelpad=1)
+    ax.tick_params(labelsize=9, colors=INK)
+    ax.xaxis.set_major_locator(_ticks(5))
+    ax.yaxis.set_major_locator(_ticks(5))
+    ax.grid(color=FAINT, linewidth=0.6)
+    ax.set_axisbelow(True)
+    for side in ax.spines.values():
+        side.set_color("#888888")
+
+
+def _ticks(n: int):
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(n, steps=[1, 2, 5, 10])
+
+
+def _colour_bar(ax: Axes, panel: Panel) -> None:
+    """Colour bar beside an axes, if the panel shows a quantity."""
+    if panel.values is None:
+        return
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    mappable = ScalarMappable(LogNorm(*panel.limits), energy_colours())
+    bar = ax.figure.colorbar(mappable, cax=ax.inset_axes([1.05, 0.0, 0.05, 1.0]), extend="both")
+    bar.set_label(panel.label, fontsize=11, color=INK)
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    bar.ax.tick_params(labelsize=10, colors=INK)
+
+
+def _legend(ax: Axes, panel: Panel) -> None:
+    """Names of the classes below an axes, if the panel shows classes."""
+    if panel.code is None or not panel.names:
+        return
+    from matplotlib.lines import Line2D
+
+    style = {
+        "linestyle": "none",
+        "marker": "s",
+        "markersize": 8,
+        "markeredgecolor": "#888888",
+        "markeredgewidth": 0.4,
+    }
+    marks = [
+        Line2D([], [], markerfacecolor=c, label=n, **style)
+        for n, c in zip(panel.names, panel.colours, strict=True)
+    ]
+    ax.legend(
+        handles=marks, loc="upper left", bbox_to_anchor=(-0.16, -0.125), ncols=2, fontsize=10, frameon=False,
+        columnspacing=0.8, handletextpad=0.1, labelspacing=0.25,
+    )  # fmt: skip
