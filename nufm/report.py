@@ -128,7 +128,7 @@ def write_report(
     from nufm.display.plots import score_bars, training_curves
 
     run_dir = Path(run_dir)
-    report = probe_table(module, datamodule, n_events, settings or ProbeSettings(1024, 20))
+    report = probe_table(module, datamodule, n_events, settings or ProbeSettings())
     report["simulated"] = datamodule.root == "simulated"
     pictures = run_dir / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
