@@ -57,6 +57,7 @@ from nufm.simulation.tracks import (
     look,
     rotate,
     scatter,
+    shift,
 )
 
 IONISATION, DECAY = np.int64(Process.IONISATION), np.int64(Process.DECAY)
@@ -252,6 +253,7 @@ def heavy(s, t, idx):
     uz = s.track_f[idx, 6]
     time = s.track_f[idx, 7]
     path = 0.0
+    spread = 0.0
     field = field_strength(s)
     while True:
         i = 0
@@ -280,7 +282,7 @@ def heavy(s, t, idx):
         if leaves:
             step = out
         middle = max(kinetic - 0.5 * loss_rate * step, 0.5 * kinetic)
-        i, w = grid_position(t, middle)
+        i, w = shift(t, kinetic, middle, i, w)
         mean = (look(t, HEAVY_LOSS + row, i, w)) * step
         largest = 2.0 * ME * bg2 / (1.0 + 2.0 * gamma * ratio + ratio * ratio)
         xi = t.xi * step / beta2
@@ -327,9 +329,10 @@ def heavy(s, t, idx):
         if field > 0.0:
             ux, uy, uz = bend(s, ux, uy, uz, sign, momentum, 0.5 * step)
         pv = middle * (middle + 2.0 * mass) / (middle + mass)
-        grown = path + step / t.radiation_length
-        ux, uy, uz = scatter(s, ux, uy, uz, highland(path, grown) * (13.6 / pv) ** 2)
-        path = grown
+        path += step / t.radiation_length
+        grown = highland(path)
+        ux, uy, uz = scatter(s, ux, uy, uz, max(grown - spread, 0.0) * (13.6 / pv) ** 2)
+        spread = grown
         if kinetic <= 0.0:
             continue
         if lifetime > 0.0 and uniform(s.rng) * lifetime < step * mass / (momentum * LIGHT_SPEED):

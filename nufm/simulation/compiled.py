@@ -16,7 +16,10 @@ from pathlib import Path
 import numba
 from numba.core import config
 
-FILES = ("charged", "electromagnetic", "hadronic", "particles", "rng", "stopping", "tracks", "transport")
+FILES = (
+    *("charged", "electromagnetic", "hadronic", "neutrons", "particles", "rng"),
+    *("stopping", "tracks", "transport"),
+)
 
 
 def _cache_folder() -> str:

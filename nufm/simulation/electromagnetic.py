@@ -38,6 +38,7 @@ from nufm.simulation.tracks import (
     look,
     rotate,
     scatter,
+    shift,
 )
 
 IONISATION, BREMSSTRAHLUNG = np.int64(Process.IONISATION), np.int64(Process.BREMSSTRAHLUNG)
@@ -177,6 +178,7 @@ def electron(s, t, idx):
     uz = s.track_f[idx, 6]
     time = s.track_f[idx, 7]
     path = 0.0
+    spread = 0.0
     field = field_strength(s)
     while True:
         i = 0
@@ -213,7 +215,7 @@ def electron(s, t, idx):
             step = out
             interacts = False
         middle = max(kinetic - 0.5 * loss_rate * step, 0.5 * kinetic)
-        i, w = grid_position(t, middle)
+        i, w = shift(t, kinetic, middle, i, w)
         mean = (look(t, ELECTRON_LOSS + row, i, w)) * step
         high = min(t.delta_cut, kinetic if code == POSITRON else 0.5 * kinetic)
         loss = min(straggled_loss(s, t, mean, t.xi * step / (beta * beta), t.collision_cut, high), kinetic)
@@ -234,9 +236,10 @@ def electron(s, t, idx):
         if field > 0.0:
             ux, uy, uz = bend(s, ux, uy, uz, sign, momentum, 0.5 * step)
         pv = middle * (middle + 2.0 * ME) / (middle + ME)
-        grown = path + step / t.radiation_length
-        ux, uy, uz = scatter(s, ux, uy, uz, highland(path, grown) * (13.6 / pv) ** 2)
-        path = grown
+        path += step / t.radiation_length
+        grown = highland(path)
+        ux, uy, uz = scatter(s, ux, uy, uz, max(grown - spread, 0.0) * (13.6 / pv) ** 2)
+        spread = grown
         if not interacts:
             continue
         momentum = math.sqrt(kinetic * (kinetic + 2.0 * ME))

@@ -23,8 +23,9 @@ import numpy as np
 from nufm.simulation.charged import decay, heavy
 from nufm.simulation.compiled import compiled
 from nufm.simulation.electromagnetic import electron, photon
-from nufm.simulation.hadronic import absorb_at_rest, cascade, muon_capture, neutron
+from nufm.simulation.hadronic import absorb_at_rest, cascade, muon_capture
 from nufm.simulation.medium import Medium
+from nufm.simulation.neutrons import neutron
 from nufm.simulation.particles import (
     ELECTRON,
     GAMMA,

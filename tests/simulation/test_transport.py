@@ -1,6 +1,8 @@
 """Transported tracks of heavy particles against tables, and the contract of ``transport``."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,3 +264,18 @@ def test_bad_surroundings_are_refused():
         transport(one, LIQUID_ARGON, WIDE, seed=0, field=(0.0, np.nan, 0.0))
     with pytest.raises(ValueError, match="seed"):
         transport(one, LIQUID_ARGON, WIDE, seed=-1)
+
+
+def test_compiled_code_is_keyed_to_every_file_it_comes_from():
+    """Stale machine code after an update would be silent: all modules that the compiled ones import must be
+    listed."""
+    import nufm.simulation.compiled as module
+
+    folder = Path(module.__file__).parent
+    found = set()
+    for path in folder.glob("*.py"):
+        text = path.read_text()
+        if "@compiled" in text:
+            found.add(path.stem)
+            found.update(re.findall(r"from nufm\.simulation\.(\w+) import", text))
+    assert found - {"compiled", "medium"} == set(module.FILES)
