@@ -46,7 +46,7 @@ class KernelMap:
     @cached_property
     def transposed(self) -> KernelMap:
         """The map of the adjoint: what was read is written."""
-        # No link back to this map: a cycle would keep the lists of every batch until the garbage collector runs.
+        # No link back to this map: a cycle would keep the lists of every batch until garbage is collected.
         return KernelMap(self.target, self.source, self.counts, self.n)
 
     @property
