@@ -184,7 +184,19 @@ class BatchLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader)
+        # A generator, so that workers start when the first batch is asked for: Lightning calls iter() an extra
+        # time, only to see whether it can.
+        yield from self.loader
+
+    @property
+    def _iterator(self) -> Any:
+        """The name under which Lightning looks for workers to stop when a run ends or fails. Left to the
+        garbage collector, an iterator in a reference cycle waits five seconds for each of its workers."""
+        return self.loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: None) -> None:
+        self.loader._iterator = value
 
     def state_dict(self) -> dict[str, int]:
         """What the order of the batches depends on. The position is not here: the Trainer's own progress

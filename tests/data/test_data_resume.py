@@ -116,27 +116,26 @@ def uninterrupted(root):
 VALIDATE = {"limit_val_batches": 1.0}
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(
-    ("place", "epoch", "batch", "options"),
+    ("place", "epoch", "batch", "options", "num_workers"),
     [
-        ("batch", 0, 0, {}),
-        ("batch", 0, 2, {}),
-        ("batch", 1, 3, {}),
-        ("batch", 0, N_BATCHES - 1, {}),
-        ("batch", 1, N_BATCHES - 1, {}),
-        ("epoch", 0, None, {}),
-        ("epoch", 1, None, {}),
-        ("batch", 1, 1, VALIDATE),
-        ("validation", 0, None, VALIDATE),
-        ("validation", 1, None, VALIDATE),
-        ("validation", 1, None, VALIDATE | {"val_check_interval": 2}),
-        ("epoch", 1, None, VALIDATE),
+        ("batch", 0, 0, {}, 0),
+        ("batch", 1, 3, {}, 0),
+        ("batch", 1, 3, {}, 2),
+        ("batch", 0, N_BATCHES - 1, {}, 0),
+        ("batch", 1, N_BATCHES - 1, {}, 0),
+        ("epoch", 0, None, {}, 0),
+        ("epoch", 1, None, {}, 0),
+        ("epoch", 1, None, {}, 2),
+        ("batch", 1, 1, VALIDATE, 0),
+        ("validation", 0, None, VALIDATE, 0),
+        ("validation", 1, None, VALIDATE, 0),
+        ("validation", 1, None, VALIDATE | {"val_check_interval": 2}, 0),
+        ("validation", 1, None, VALIDATE | {"val_check_interval": 2}, 2),
+        ("epoch", 1, None, VALIDATE, 0),
     ],
 )
-def test_resume(root, uninterrupted, tmp_path, num_workers, place, epoch, batch, options):
-    if num_workers and (place, epoch) not in (("batch", 1), ("epoch", 1), ("validation", 1)):
-        pytest.skip("the same with workers: one case per place and epoch is enough")
+def test_resume(root, uninterrupted, tmp_path, place, epoch, batch, options, num_workers):
     path = tmp_path / "a.ckpt"
     before = run(root, num_workers, [SaveAndStop(path, place, epoch, batch, die_after=1)], **options)
     assert path.is_file() and before == uninterrupted[: len(before)]
