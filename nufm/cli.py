@@ -71,6 +71,7 @@ QUIET = (
     ".*you have no `validation_step`.*|.*but have no `validation_step`.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*`srun` command is available.*",
+    ".*is smaller than the logging interval.*",
 )
 
 
@@ -117,12 +118,18 @@ class RunCLI(LightningCLI):
             trainer_defaults={
                 "logger": False,  # ours is added below; --trainer.logger adds others
                 "max_epochs": -1,
+                "log_every_n_steps": 10,
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
                 "use_distributed_sampler": False,  # the data module shares the events out itself
             },
             # An abbreviated flag is a misspelt one: --trainer.max_step must not pass as max_steps.
-            parser_kwargs={"allow_abbrev": False, "exit_on_error": False, "usage": USAGE},
+            parser_kwargs={
+                "allow_abbrev": False,
+                "exit_on_error": False,
+                "usage": USAGE,
+                "description": "",  # run_help prints DESCRIPTION; argparse would make one paragraph of it
+            },
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=self.given,

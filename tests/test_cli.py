@@ -279,3 +279,16 @@ def test_precision_and_threads(monkeypatch):
         assert default_precision("auto") == expected
     assert default_precision("cpu") == "32-true"
     assert 1 <= available_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_is_used_by_itself(folder):
+    run = folder / "gpu"
+    pretrain(["--config", str(folder / "mini.yaml"), "--run", str(run), "--trainer.accelerator", "auto"])
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    assert saved["trainer"]["precision"] == ("bf16-mixed" if has_bf16 else "32-true")
+    assert torch.cuda.max_memory_allocated() > 0, "nothing was computed on the GPU"
+    with open(run / "metrics.csv", newline="") as file:
+        assert all(0 < float(row["train/loss"]) < 100 for row in csv.DictReader(file))

@@ -124,7 +124,7 @@ def git_state(folder: Path) -> tuple[dict[str, Any], str]:
         "dirty": bool(status),
         "changed": status.splitlines()[:200],
     }
-    return state, git("diff", "HEAD") or ""
+    return state, (git("diff", "HEAD") or "")[:1_000_000]
 
 
 def environment() -> dict[str, Any]:
