@@ -489,9 +489,8 @@ def absorb_at_rest(s, t, idx, code, x, y, z, time):
 def muon_capture(s, t, idx, x, y, z, time):
     """mu- p -> n nu in a nucleus: the neutrino takes most, the nucleus is left with some 5 to 60 MeV.
 
-    Excitation spectrum: 5 MeV plus two exponentials of 7 MeV each (mean about 19 MeV), which gives 1 to 2
-        neutrons as
-    observed (D. F. Measday, Phys. Rep. 354 (2001) 243, sect. 5).
+    Excitation spectrum: 5 MeV plus two exponentials of 7 MeV each (mean about 19 MeV), which frees about
+    one neutron as observed (D. F. Measday, Phys. Rep. 354 (2001) 243, sect. 5).
     """
     row = t.element.shape[0] - 1
     best = 0.0

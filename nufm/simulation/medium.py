@@ -4,9 +4,8 @@ A medium is data. ``LIQUID_ARGON`` and ``PLASTIC_SCINTILLATOR`` are given; any o
 with its own numbers, built of elements whose photoelectric data are listed here.
 
 Sources: Particle Data Group, atomic and nuclear properties of materials (density, I, Sternheimer parameters,
-    radiation
-and nuclear lengths); R. M. Sternheimer, M. J. Berger, S. M. Seltzer, At. Data Nucl. Data Tables 30 (1984)
-261.
+radiation and nuclear lengths); R. M. Sternheimer, M. J. Berger, S. M. Seltzer, At. Data Nucl. Data Tables 30
+(1984) 261.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class Process(IntEnum):
     """What created a track.
 
     ``NEUTRON`` covers everything a neutron below the cascade energy makes: recoil protons, gammas of
-        inelastic
-    scattering and of its capture. ``CAPTURE`` is the nuclear absorption of a stopped mu-, pi- or K-.
+    inelastic scattering and of its capture. ``CAPTURE`` is the nuclear absorption of a stopped mu-, pi- or
+    K-.
     """
 
     PRIMARY = 0

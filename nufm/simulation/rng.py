@@ -2,7 +2,7 @@
 
 xoshiro256** (D. Blackman, S. Vigna, ACM Trans. Math. Softw. 47 (2021) 36) on a (4,) uint64 state that the
 caller owns: what an event looks like depends on its seed only, never on the thread, the process or the
-    events before it.
+events before it.
 """
 
 from __future__ import annotations

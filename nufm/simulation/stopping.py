@@ -54,18 +54,39 @@ class Settings:
         step_min: shortest step, and the residual range at which a particle is stopped, mm.
         heavy_range_fraction: a heavy particle's step is at most this share of its residual range.
         electron_range_fraction: the same for electrons and positrons.
+
+    Raises:
+        ValueError: a value that is not > 0, or cuts that contradict each other.
     """
 
-    delta_cut: float = 0.1
+    delta_cut: float = 0.15
     bremsstrahlung_cut: float = 0.1
     collision_cut: float = 0.01
-    electron_stop: float = 0.08
+    electron_stop: float = 0.1
     photon_stop: float = 0.02
     neutron_stop: float = 0.5
     step_max: float = 1.5
-    step_min: float = 0.1
+    step_min: float = 0.15
     heavy_range_fraction: float = 0.1
-    electron_range_fraction: float = 0.2
+    electron_range_fraction: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not (np.isfinite(value) and value > 0):
+                raise ValueError(f"transport settings: '{name}' is {value}, expected a number > 0")
+        if self.collision_cut >= self.delta_cut:
+            raise ValueError(
+                f"transport settings: 'collision_cut' {self.collision_cut} MeV must be below 'delta_cut' "
+                f"{self.delta_cut} MeV"
+            )
+        if self.step_min > self.step_max:
+            raise ValueError(
+                f"transport settings: 'step_min' {self.step_min} mm must not exceed 'step_max' {self.step_max} mm"
+            )
+        if max(self.heavy_range_fraction, self.electron_range_fraction) > 0.5:
+            raise ValueError(
+                "transport settings: a step of more than half the range would not follow the loss; use <= 0.5"
+            )
 
 
 # Rows of Tables.grid. Four heavy species in the order mu, pi, K, p; two of e-, e+; three hadron groups pi,
@@ -73,17 +94,11 @@ class Settings:
 HEAVY_LOSS, HEAVY_RANGE = np.int64(0), np.int64(4)  # restricted MeV/mm; mm
 ELECTRON_LOSS, ELECTRON_RANGE = np.int64(8), np.int64(10)  # restricted MeV/mm; mm
 HARD_RATE, PHOTON_RATE = np.int64(12), np.int64(14)  # 1/mm
-ATTENUATION, PHOTO_SHARE, COMPTON_SHARE = (
-    np.int64(16),
-    np.int64(17),
-    np.int64(18),
-)  # 1/mm; share of photoelectric, of that and Compton
+ATTENUATION = np.int64(16)  # 1/mm
+PHOTO_SHARE, COMPTON_SHARE = np.int64(17), np.int64(18)  # of photoelectric, of that and Compton
 INELASTIC_RATE, ELASTIC_RATE = np.int64(19), np.int64(22)  # 1/mm
-NEUTRON_RATE, HYDROGEN_SHARE, SCATTER_SHARE = (
-    25,
-    26,
-    27,
-)  # below 20 MeV: 1/mm; elastic on hydrogen, elastic on all
+NEUTRON_RATE = np.int64(25)  # below 20 MeV, 1/mm
+HYDROGEN_SHARE, SCATTER_SHARE = np.int64(26), np.int64(27)  # elastic on hydrogen, elastic on all
 N_ROWS = 28
 
 
@@ -354,9 +369,8 @@ def hadron_rates(medium: Medium, kinetic: np.ndarray) -> np.ndarray:
 
     The tabulated lengths are high-energy values; below 1 GeV pions see the Delta resonance (about 1.8 times
     the asymptotic cross section at 180 MeV: D. Ashery et al., Phys. Rev. C 23 (1981) 2173, scaled with
-        A^(2/3)) and charged
-    particles the Coulomb barrier. Elastic scattering follows from the difference of collision and
-    interaction length.
+    A^(2/3)) and charged particles the Coulomb barrier. Elastic scattering follows from the difference of
+    collision and interaction length.
     """
     elastic_share = medium.nuclear_interaction_length / medium.nuclear_collision_length - 1
     delta = 0.85 / (1 + ((kinetic - 180.0) / 90.0) ** 2)

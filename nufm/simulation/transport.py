@@ -3,12 +3,13 @@
 Units: MeV, mm, ns, tesla. Shape legend: P primaries, S energy-depositing steps, T tracks (primaries first).
 
 Energy book of an event: ``kinetic_in + released == deposited + escaped``. ``released`` is rest energy set
-    free minus rest
-energy created: + (parent - charged daughters) in decays, + m of an absorbed pi-, K-, mu- or pion in flight,
-+ 2 m_e per annihilation, - 2 m_e per conversion, - m of every pion made, - 8.5 MeV per nucleon set free from
-a nucleus (+ for one swallowed), + Q of neutron capture. ``escaped`` is the kinetic energy of what leaves the
-box or never enters it, and neutrinos. Nucleons count with one mass; the rest mass of particles that leave or
-stop is not counted.
+    free
+minus rest energy created: + (parent - charged daughters) in decays, + m of an absorbed pi-, K-, mu- or pion
+    in
+flight, + 2 m_e per annihilation, - 2 m_e per conversion, - m of every pion made, - 8.5 MeV per nucleon set
+free from a nucleus (6 MeV after muon capture; + for one swallowed), + Q of neutron capture. ``escaped`` is
+the kinetic energy of what leaves the box or never enters it, and neutrinos. Nucleons count with one mass;
+the rest mass of particles that leave or stop is not counted.
 
 The approximations of each part are listed at the head of its module. Common to all: the medium is uniform
 and fills the box, outside is vacuum without field; there is no time cut; tracks are straight within a step.
@@ -17,6 +18,7 @@ and fills the box, outside is vacuum without field; there is no time cut; tracks
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -166,7 +168,7 @@ class Transported:
     escaped: float
 
 
-@compiled
+@partial(compiled, entry=True)
 def _follow_all(s, t, n_primaries):
     """Work off the stack. Primaries 0..n-1 stand in the track arrays already; marked ones (process < 0) stay
     out."""
