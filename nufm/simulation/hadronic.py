@@ -492,12 +492,7 @@ def muon_capture(s, t, idx, x, y, z, time):
     Excitation spectrum: 5 MeV plus two exponentials of 7 MeV each (mean about 19 MeV), which frees about
     one neutron as observed (D. F. Measday, Phys. Rep. 354 (2001) 243, sect. 5).
     """
-    row = t.element.shape[0] - 1
-    best = 0.0
-    for i in range(t.element.shape[0]):  # bound muons end on the heavy constituent
-        if t.element[i, 0] > best:
-            best = t.element[i, 0]
-            row = i
+    row = pick_nucleus(s, t, BOUND)
     excitation = min(5.0 + 7.0 * (exponential(s.rng) + exponential(s.rng)), 95.0)
     s.state[RELEASED] += MUON_MASS
     s.state[ESCAPED] += MUON_MASS - excitation

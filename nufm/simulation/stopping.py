@@ -85,7 +85,7 @@ class Settings:
             )
         if max(self.heavy_range_fraction, self.electron_range_fraction) > 0.5:
             raise ValueError(
-                "transport settings: a step of more than half the range would not follow the loss; use <= 0.5"
+                "transport settings: steps of more than half the range do not follow the loss; use <= 0.5"
             )
 
 

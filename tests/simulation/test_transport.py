@@ -273,7 +273,7 @@ def test_bad_surroundings_are_refused():
         transport(one, LIQUID_ARGON, (np.zeros(3), np.zeros(3)), seed=0)
     with pytest.raises(ValueError, match="tesla"):
         transport(one, LIQUID_ARGON, WIDE, seed=0, field=(0.0, np.nan, 0.0))
-    with pytest.raises(ValueError, match="'collision_cut' 0.2 MeV must be below"):
+    with pytest.raises(ValueError, match=r"'collision_cut' 0\.2 MeV must be below"):
         Settings(collision_cut=0.2)
     with pytest.raises(ValueError, match="'step_max' is nan"):
         Settings(step_max=float("nan"))
