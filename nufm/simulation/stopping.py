@@ -81,7 +81,8 @@ class Settings:
             )
         if self.step_min > self.step_max:
             raise ValueError(
-                f"transport settings: 'step_min' {self.step_min} mm must not exceed 'step_max' {self.step_max} mm"
+                f"transport settings: 'step_min' {self.step_min} mm must not exceed 'step_max' "
+                f"{self.step_max} mm"
             )
         if max(self.heavy_range_fraction, self.electron_range_fraction) > 0.5:
             raise ValueError(
