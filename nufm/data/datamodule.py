@@ -264,4 +264,5 @@ class PointDataModule(LightningDataModule):
     def transfer_batch_to_device(
         self, batch: ViewBatch | PointBatch, device: torch.device, dataloader_idx: int
     ) -> ViewBatch | PointBatch:
-        return batch.to(device, non_blocking=True)
+        # only CUDA copies from pinned memory in the background; elsewhere it may read too early
+        return batch.to(device, non_blocking=device.type == "cuda")

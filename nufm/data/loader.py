@@ -184,8 +184,8 @@ class BatchLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        # A generator, so that workers start when the first batch is asked for: Lightning calls iter() an extra
-        # time, only to see whether it can.
+        # A generator, so that workers start when the first batch is asked for: Lightning calls iter() once
+        # more, only to see whether it can.
         yield from self.loader
 
     @property

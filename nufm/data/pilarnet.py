@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 POINT_COLUMNS = 8
 NO_PID = len(PID_NAMES) - 1  # class "none"
 SUFFIXES = (".h5", ".hdf5")
+MAX_OPEN_FILES = 128  # per process: many systems allow 1024 in all, and there are workers
 
 
 def find_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -120,7 +121,7 @@ class PILArNetReader:
         self.cluster_columns: list[int] = []
         counts = []
         for path in self.files:
-            columns, points = self._inspect(path)
+            columns, points = _inspect(path)
             self.cluster_columns.append(columns)
             counts.append(points)
         self._counts = counts
@@ -136,7 +137,6 @@ class PILArNetReader:
         elif max_events is not None:
             chosen = chosen[:max_events]
         self._file_index, self._row_index = file_index[chosen], row_index[chosen]
-        self.close()
 
         where = str(self.files[0]) if len(self.files) == 1 else f"{len(self.files)} files, {self.files[0]} …"
         log.info(
@@ -299,6 +299,8 @@ class PILArNetReader:
         if self._pid != os.getpid():
             self._open_files, self._pid = {}, os.getpid()
         if path not in self._open_files:
+            if len(self._open_files) >= MAX_OPEN_FILES:
+                self._open_files.pop(next(iter(self._open_files))).close()
             self._open_files[path] = _open(path)
         return self._open_files[path]
 
@@ -312,9 +314,10 @@ class PILArNetReader:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open_files": {}}
 
-    def _inspect(self, path: Path) -> tuple[int, np.ndarray]:
-        """Cluster columns of the file, and the points of each of its events."""
-        handle = self._handle(path)
+
+def _inspect(path: Path) -> tuple[int, np.ndarray]:
+    """Columns of ``cluster``, and int64 (events,) points of each event before any cut."""
+    with _open(path) as handle:
         for field in ("point", "cluster"):
             if field not in handle or not isinstance(handle[field], h5py.Dataset):
                 raise ValueError(
@@ -336,7 +339,12 @@ class PILArNetReader:
         columns = _cluster_columns(handle, path)
         companion = _companion(path)
         if companion.is_file():
-            points = np.load(companion, allow_pickle=False)
+            try:
+                points = np.load(companion, allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise ValueError(
+                    f"{companion}: not a NumPy array of points per event ({error}); remove or rebuild it"
+                ) from error
             if points.shape != (lengths["point"],):
                 raise ValueError(
                     f"{companion}: found shape {points.shape}, expected ({lengths['point']},), one number "

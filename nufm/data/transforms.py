@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -29,19 +30,20 @@ Axis = Literal["x", "y", "z"]
 AXES: tuple[Axis, ...] = ("x", "y", "z")
 
 
-class Transform:
+class Transform(ABC):
     """A function ``(event, rng) -> event``; subclasses are frozen dataclasses, their fields the arguments."""
 
+    @abstractmethod
     def __call__(self, event: Event, rng: np.random.Generator) -> Event:
-        raise TypeError(f"{type(self).__name__} does not define __call__(event, rng) -> event")
+        """The transformed event; the one given stays as it is."""
 
 
 class CoordTransform(Transform):
     """A transform that moves points and changes nothing else: subclasses define ``move``."""
 
+    @abstractmethod
     def move(self, coord: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """New coordinates float32 (N, 3); ``coord`` itself stays as it is."""
-        raise TypeError(f"{type(self).__name__} does not define move(coord, rng) -> coord")
 
     def __call__(self, event: Event, rng: np.random.Generator) -> Event:
         return event.replace(coord=self.move(_coord(event, self), rng))

@@ -295,3 +295,63 @@ def test_loader_refuses_a_changed_order(root):
     with pytest.raises(ValueError, match=r"cannot resume: .*n_events was 23, is 20, batch_size was 4, is 2"):
         changed.load_state_dict(state)
     assert isinstance(loader, BatchLoader)
+
+
+def test_simulated_root(root, monkeypatch):
+    """The simulation is replaced: what it would be asked for, and when."""
+    import nufm.simulation.dataset
+
+    calls = []
+
+    def ensure(n_events, seed, workers):
+        calls.append((n_events, seed, workers))
+        return root
+
+    monkeypatch.setattr(nufm.simulation.dataset, "ensure_dataset", ensure)
+    data = PointDataModule(
+        min_points=0, n_train=23, n_val=7, n_test=5, simulation_seed=8, simulation_workers=2
+    )
+    assert calls == []  # building the module makes nothing
+    data.prepare_data()
+    assert calls == [({"train": 23, "val": 7, "test": 5}, 8, 2)]
+    assert [len(data.reader(s)) for s in ("train", "val", "test")] == [23, 7, 5]
+    assert len(calls) == 1
+
+
+def test_command_line(tmp_path):
+    """Every setting is a typed flag, and YAML names transforms by import path."""
+    from jsonargparse import ArgumentParser
+
+    config = tmp_path / "data.yaml"
+    config.write_text("""
+data:
+  root: /d
+  transforms:
+    - class_path: nufm.data.transforms.NormalizeCoord
+    - class_path: nufm.data.transforms.LogEnergy
+      init_args: {epsilon: 0.13}
+  views:
+    n_local: 4
+    local_scale: [0.2, 0.3]
+    shared: []
+    local_augment:
+      - class_path: nufm.data.transforms.RandomFlip
+        init_args: {axes: [y], p: 0.25}
+""")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(PointDataModule, "data")
+    parsed = parser.parse_args(
+        ["--config", str(config), "--data.batch_size", "12", "--data.views.n_global", "3"]
+    )
+    again = parser.parse_string(parser.dump(parsed))  # the resolved run is always saved, so it must read back
+    for settings in (parsed, again):
+        build = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes
+        data = build(settings).data
+        assert data.batch_size == 12 and data.transforms[1] == transforms.LogEnergy(epsilon=0.13)
+        flip = transforms.RandomFlip(axes=("y",), p=0.25)
+        assert data.views == MultiView(3, 4, local_scale=(0.2, 0.3), shared=[], local_augment=[flip])
+    for wrong in (["--data.batch_sizes", "3"], ["--data.batch_size", "many"], ["--data.views.n_loca", "3"],
+                  ["--data.transforms", "[{class_path: nufm.data.transforms.RandomFlop}]"]):  # fmt: skip
+        with pytest.raises(Exception, match=wrong[0].split(".")[1][:5]):
+            parser.parse_args(wrong)

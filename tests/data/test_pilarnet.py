@@ -408,3 +408,18 @@ def test_companion_of_another_file(tmp_path):
     assert len(reader[0]) == 40
     with pytest.raises(ValueError, match=r"a\.h5#1: .*40 rows, but the index says 41.*a_points\.npy"):
         reader[1]
+    (tmp_path / "a_points.npy").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"a_points\.npy: not a NumPy array of points per event"):
+        PILArNetReader(path)
+
+
+def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(pilarnet, "MAX_OPEN_FILES", 2)
+    reader = PILArNetReader(
+        [write_file(tmp_path / f"{k}.h5", [make_event(k, 20 + k)]) for k in range(5)], min_points=0
+    )
+    for _ in range(2):
+        assert [len(reader[i]) for i in (0, 4, 1, 3, 2)] == [20, 24, 21, 23, 22]
+        assert len(reader._open_files) == 2
+    reader.close()
+    assert len(reader[0]) == 20
