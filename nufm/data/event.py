@@ -2,9 +2,9 @@
 
 Shape legend: N points (voxels), C feature columns, B events in a batch, D = 3 space dimensions.
 
-An :class:`Event` lives on the CPU in NumPy, before and during the transforms. A :class:`PointBatch` is several
-events packed end to end in torch tensors, told apart by ``offsets`` (B+1,), the ``cu_seqlens`` convention. Both are
-frozen: a change makes a new object (``replace``). Labels use -1 for "ignore" everywhere.
+An :class:`Event` lives on the CPU in NumPy, before and during the transforms. A :class:`PointBatch` is
+several events packed end to end in torch tensors, told apart by ``offsets`` (B+1,), the ``cu_seqlens``
+convention. Both are frozen: a change makes a new object (``replace``). Labels use -1 for "ignore" everywhere.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class Event:
             if value.shape != want:
                 raise ValueError(f"{self.name}: field '{field}' has shape {value.shape}, expected {want}")
         if not np.issubdtype(self.voxel.dtype, np.integer):
-            raise ValueError(f"{self.name}: field 'voxel' has dtype {self.voxel.dtype}, expected an integer lattice index")
+            raise ValueError(
+                f"{self.name}: field 'voxel' has dtype {self.voxel.dtype}, expected an integer lattice index"
+            )
         if self.feat is not None and self.feat.shape != (n, len(self.columns)):
             raise ValueError(
                 f"{self.name}: field 'feat' has shape {self.feat.shape}, expected {(n, len(self.columns))} "
@@ -86,7 +88,8 @@ class Event:
         if bad.any():
             i = int(np.argmax(bad))
             raise ValueError(
-                f"{self.name}: field 'energy' of point {i} is {self.energy[i]}, expected a finite value >= 0 MeV"
+                f"{self.name}: field 'energy' of point {i} is {self.energy[i]}, "
+                "expected a finite value >= 0 MeV"
             )
 
     def __len__(self) -> int:
@@ -132,7 +135,9 @@ class PointBatch:
     def __post_init__(self) -> None:
         n = len(self.coord)
         if self.offsets.dtype != torch.int64 or self.offsets.dim() != 1 or len(self.offsets) < 1:
-            raise ValueError(f"offsets must be int64 (B+1,), found {self.offsets.dtype} {tuple(self.offsets.shape)}")
+            raise ValueError(
+                f"offsets must be int64 (B+1,), found {self.offsets.dtype} {tuple(self.offsets.shape)}"
+            )
         for field in ("grid", "feat", "origin"):
             value = getattr(self, field)
             if value is not None and len(value) != n:
@@ -143,9 +148,15 @@ class PointBatch:
         if self.grid.dtype != torch.int64:
             raise ValueError(f"'grid' has dtype {self.grid.dtype}, expected int64")
         if self.columns and self.feat.shape[1] != len(self.columns):
-            raise ValueError(f"'feat' has {self.feat.shape[1]} columns, expected {len(self.columns)}: {self.columns}")
+            raise ValueError(
+                f"'feat' has {self.feat.shape[1]} columns, expected {len(self.columns)}: {self.columns}"
+            )
         if self.offsets.device.type == "cpu":  # on a GPU this check would wait for the device
-            if int(self.offsets[0]) != 0 or int(self.offsets[-1]) != n or bool((self.offsets.diff() < 0).any()):
+            if (
+                int(self.offsets[0]) != 0
+                or int(self.offsets[-1]) != n
+                or bool((self.offsets.diff() < 0).any())
+            ):
                 raise ValueError(f"offsets must rise from 0 to N = {n}, found {self.offsets.tolist()[:8]}…")
 
     @property
@@ -216,20 +227,28 @@ class PointBatch:
 
         Args:
             events: each with ``coord`` and ``feat`` set, all with the same columns.
-            grid_size: edge of a lattice cell in the units of ``coord``; cells count from each event's own minimum,
-                so that an event's lattice does not depend on its batch mates.
+            grid_size: edge of a lattice cell in the units of ``coord``; cells count from each event's own
+                minimum, so that an event's lattice does not depend on its batch mates.
 
         Raises:
             ValueError: no events, an event that was not transformed, or differing columns.
         """
         if not events:
-            raise ValueError("cannot pack an empty list of events; an event without points is legal, a batch without events is not")
+            raise ValueError(
+                "cannot pack an empty list of events; an event without points is legal, "
+                "a batch without events is not"
+            )
         columns = events[0].columns
         for event in events:
             if event.coord is None or event.feat is None:
-                raise ValueError(f"{event.name}: 'coord' or 'feat' is not set; apply the transforms before packing")
+                raise ValueError(
+                    f"{event.name}: 'coord' or 'feat' is not set; apply the transforms before packing"
+                )
             if event.columns != columns:
-                raise ValueError(f"{event.name}: feature columns {event.columns}, expected {columns} as in {events[0].name}")
+                raise ValueError(
+                    f"{event.name}: feature columns {event.columns}, expected {columns} as in "
+                    f"{events[0].name}"
+                )
         coord = np.concatenate([e.coord for e in events]).astype(np.float32, copy=False)
         feat = np.concatenate([e.feat for e in events]).astype(np.float32, copy=False)
         cells = [np.floor(e.coord / grid_size).astype(np.int64) for e in events]
@@ -237,7 +256,9 @@ class PointBatch:
         labels = {}
         for name in POINT_LABELS:
             if all(getattr(e, name) is not None for e in events):
-                labels[name] = torch.from_numpy(np.concatenate([getattr(e, name) for e in events]).astype(np.int64))
+                labels[name] = torch.from_numpy(
+                    np.concatenate([getattr(e, name) for e in events]).astype(np.int64)
+                )
         has_origin = all(e.origin is not None for e in events)
         return cls(
             coord=torch.from_numpy(coord),
