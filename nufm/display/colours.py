@@ -2,10 +2,10 @@
 
 Shape legend: N points (voxels), C feature columns.
 
-Class colours are those of Okabe and Ito ("Color Universal Design", 2008), which people with any common
-colour vision can tell apart; electromagnetic classes are blue, minimum-ionising ones orange, heavily
-ionising ones vermilion, and what belongs to nothing is grey. The yellow of that set is left out: it is not
-seen on white.
+Class colours are those of Okabe and Ito ("Color Universal Design", 2008), which people with any common colour
+vision can tell apart; electromagnetic classes are blue, minimum-ionising ones orange, heavily ionising ones
+vermilion, and what belongs to nothing is pale grey. Two of that set are left out: its yellow is not seen on
+white, and its purple looks grey without green-sensitive cones; Paul Tol's wine takes its place.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import numpy as np
 
 from nufm.data.event import MOTIF_NAMES, PID_NAMES, Event
 
-GREY = "#9a9a9a"
-MOTIF_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", GREY)  # shower, track, Michel, delta, LED
+GREY = "#b4b4b4"
+MOTIF_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#882255", GREY)  # shower, track, Michel, delta, LED
 PID_COLOURS = ("#56b4e9", "#0072b2", "#e69f00", "#009e73", "#d55e00", GREY)  # photon, e, mu, pi, p, none
 # Instances: the same hues and Paul Tol's "muted" ones between them; a 13th particle starts again.
 INSTANCE_COLOURS = (
     *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9"),
     *("#332288", "#999933", "#882255", "#44aa99", "#6b4c2a", "#aa4499"),
 )
-UNKNOWN = "#d0d0d0"
+UNKNOWN = "#d8d8d8"
 
 
 @dataclass(frozen=True)
@@ -202,17 +202,22 @@ class PCAColours:
     high: np.ndarray
 
     @classmethod
-    def fit(cls, feat: np.ndarray, percentiles: tuple[float, float] = (2.0, 98.0)) -> PCAColours:
+    def fit(
+        cls, feat: np.ndarray, percentiles: tuple[float, float] = (2.0, 98.0), most: int = 8192
+    ) -> PCAColours:
         """Fit to features (N, C), N >= 0.
 
-        An eigenvector's sign is arbitrary: here its largest entry is positive, so that the same features
-        give the same colours on every machine. The colour range spans ``percentiles`` of each component,
-        since a few outlying points would otherwise leave all others the same grey.
+        An eigenvector's sign is arbitrary: here its largest entry is positive, so that the same features give
+        the same colours on every machine. The colour range spans ``percentiles`` of each component, since a
+        few outlying points would otherwise leave all others the same grey. Of more than ``most`` points, that
+        many at even spacing are used: three directions need no more, and thirty thousand take half a minute.
 
         Raises:
             ValueError: not two-dimensional, or a feature that is NaN or infinite.
         """
         feat = _features(feat)
+        if len(feat) > most:
+            feat = feat[np.linspace(0, len(feat) - 1, most).round().astype(int)]
         n, width = feat.shape
         axes = np.zeros((width, 3))
         mean = feat.mean(0) if n else np.zeros(width)

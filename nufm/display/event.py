@@ -123,7 +123,9 @@ class _Sheet:
             len(columns), 1, left=0.75 / width, right=1 - 1.0 / width, top=1 - 1.25 / height, bottom=below
             / height, hspace=0.26,
         )  # fmt: skip
-        self.cells = [rows[i].subgridspec(1, n, wspace=0.26) for i, n in enumerate(columns)]
+        self.cells = [
+            rows[i].subgridspec(1, n, wspace=0.34 if n > 3 else 0.26) for i, n in enumerate(columns)
+        ]
 
     def axes(self, row: int, column: int, **options: object) -> Axes:
         return self.figure.add_subplot(self.cells[row][0, column], **options)
@@ -201,7 +203,7 @@ def _draw_2d(ax: Axes, panel: Panel, event: Event, space: Geometry, drop: int) -
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     outside = int(((x < left) | (x > right) | (y < bottom) | (y > top)).sum())
     if outside:
-        note = f"{outside:,} voxels outside"
+        note = f"{outside:,} voxels outside view"
         ax.text(0.98, 0.98, note, transform=ax.transAxes, ha="right", va="top", fontsize=9, color="#777777")
     ax.set_xlabel(space.label(across), fontsize=10.5, color=INK)
     ax.set_ylabel(space.label(up), fontsize=10.5, color=INK, labelpad=1)

@@ -43,7 +43,7 @@ class Geometry:
             share = np.cumsum(weight[order], dtype=np.float64) / weight.sum(dtype=np.float64)
             low[axis] = x[order[np.searchsorted(share, 0.03)]]
             high[axis] = x[order[min(np.searchsorted(share, 0.97), len(x) - 1)]]
-        margin = np.maximum(0.12 * (high - low).max(), 3 * self.pitch)
+        margin = np.maximum(0.2 * (high - low).max(), 3 * self.pitch)
         low, high = np.maximum(low - margin, self.low), np.minimum(high + margin, self.high)
         if (high - low).max() > 0.75 * (self.high - self.low).max():
             return self.low, self.high

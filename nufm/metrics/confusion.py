@@ -47,7 +47,7 @@ class ConfusionScores(Metric):
             raise ValueError(f"num_classes is {num_classes}, expected at least 1")
         if 0 <= ignore_index < num_classes:
             raise ValueError(
-                f"ignore_index {ignore_index} is one of the classes 0..{num_classes - 1}; choose another, say -1"
+                f"ignore_index {ignore_index} is one of the classes 0..{num_classes - 1}; choose another"
             )
         self.num_classes = num_classes
         self.ignore_index = ignore_index

@@ -1,0 +1,98 @@
+"""The command line of ``scripts/display.py``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from nufm.data.event import Event
+from nufm.data.pilarnet import PILArNetReader
+from nufm.display.colours import pca_colours
+from nufm.display.event import compare_panels, draw_event
+from nufm.display.interactive import write_html
+
+
+class Encoder(Protocol):
+    """What a loaded checkpoint offers: see ``nufm.checkpoint.Pretrained``."""
+
+    def features(self, event: Event) -> np.ndarray: ...
+
+    def untrained(self) -> Encoder: ...
+
+
+def display(load: Callable[[str], Encoder], arguments: Sequence[str] | None = None) -> int:
+    """Draw one event of a file, with the features of an encoder if one is given.
+
+    Args:
+        load: opens what ``--checkpoint`` names.
+        arguments: command line, of the process by default.
+
+    Returns:
+        Exit code: 0, or 2 after a message if the input cannot be used.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        for path in _display(load, options):
+            print(path)
+    except (OSError, ValueError, IndexError) as error:
+        print(f"display: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="display.py",
+        description="Draw an event: a PNG and an HTML file that opens in any browser, without a network. "
+        "Shows energy, the truth the file holds, and the principal components of an encoder's features.",
+    )
+    parser.add_argument("file", help="HDF5 file in the PILArNet-M layout")
+    parser.add_argument("--event", type=int, default=0, help="which event of the file (default 0)")
+    parser.add_argument(
+        "--checkpoint", help="run folder, export folder, hf://owner/name, or released Panda .pth"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("."), help="folder for the pictures (default: this one)"
+    )
+    parser.add_argument(
+        "--energy-threshold",
+        type=float,
+        default=0.13,
+        metavar="MEV",
+        help="drop voxels up to this (default 0.13 MeV)",
+    )
+    parser.add_argument(
+        "--min-points",
+        type=int,
+        default=0,
+        metavar="N",
+        help="count only events of N points or more (default 0)",
+    )
+    return parser
+
+
+def _display(load: Callable[[str], Encoder], options: argparse.Namespace) -> list[Path]:
+    reader = PILArNetReader(options.file, options.energy_threshold, options.min_points)
+    if not 0 <= options.event < len(reader):
+        raise IndexError(
+            f"{options.file}: there is no event {options.event}; the file holds {len(reader)} events of "
+            f"{options.min_points} points or more, counted from 0"
+        )
+    event = reader[options.event]
+    stem = options.out / f"{Path(options.file).stem}_{options.event}"
+    colours, paths = {}, []
+    if options.checkpoint is not None:
+        encoder = load(options.checkpoint)
+        both = {"untrained": encoder.untrained(), "pretrained": encoder}
+        colours = {name: pca_colours(e.features(event)) for name, e in both.items()}
+        paths.append(compare_panels(event, colours, stem.with_name(stem.name + "_features.png")))
+    # In the overview the untrained features would only take room.
+    overview = {"pretrained features": colours["pretrained"]} if colours else {}
+    paths.insert(0, draw_event(event, stem.with_name(stem.name + ".png"), overview))
+    names = {f"{name} features": rgb for name, rgb in colours.items()}
+    return [*paths, write_html(event, stem.with_name(stem.name + ".html"), names)]

@@ -1,0 +1,104 @@
+"""scripts/display.py: writes what it says, and refuses bad input with a message and exit code 2."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from nufm.display.command import display
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "display.py"
+
+
+class Features:
+    """Stands for a loaded checkpoint."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def features(self, event) -> np.ndarray:
+        return np.concatenate([event.voxel * self.scale, event.energy[:, None]], axis=1)
+
+    def untrained(self) -> Features:
+        return Features(-1.0)
+
+
+def never(source: str) -> Features:
+    raise AssertionError("no checkpoint was asked for")
+
+
+def test_without_a_checkpoint(genuine_file, tmp_path, capsys) -> None:
+    assert display(never, [str(genuine_file), "--out", str(tmp_path / "new")]) == 0
+    printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [p.name for p in printed] == ["pilarnet_m_event_0.png", "pilarnet_m_event_0.html"]
+    assert all(p.stat().st_size > 50_000 for p in printed)
+
+
+def test_with_a_checkpoint(genuine_file, tmp_path, capsys) -> None:
+    asked = []
+    assert (
+        display(
+            lambda s: asked.append(s) or Features(),
+            [str(genuine_file), "--checkpoint", "RUN", "--out", str(tmp_path)],
+        )
+        == 0
+    )
+    assert asked == ["RUN"]
+    printed = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert printed == [f"pilarnet_m_event_0{end}" for end in (".png", "_features.png", ".html")]
+    page = (tmp_path / "pilarnet_m_event_0.html").read_text(encoding="utf-8")
+    assert "pretrained features" in page and "untrained features" in page
+
+
+def test_energy_threshold(genuine_file, tmp_path, capsys) -> None:
+    assert display(never, [str(genuine_file), "--energy-threshold", "1e9", "--out", str(tmp_path)]) == 0
+    assert "this event has no voxels" in (tmp_path / "pilarnet_m_event_0.html").read_text(encoding="utf-8")
+
+
+def no_checkpoint(source: str) -> Features:
+    raise ValueError(f"{source}: not an export")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.h5"], "missing.h5 is not there"),
+        (["FILE", "--event", "1"], "no event 1; the file holds 1 events"),
+        (["FILE", "--event", "-1"], "no event -1"),
+        (["FILE", "--min-points", "5000"], "the file holds 0 events of 5000 points"),
+        (["FILE", "--checkpoint", "x"], "x: not an export"),
+        (["README", "--event", "0"], "not an HDF5 file"),
+    ],
+)
+def test_bad_input(arguments, message, genuine_file, tmp_path, capsys) -> None:
+    named = {"FILE": str(genuine_file), "README": str(SCRIPT)}
+    assert display(no_checkpoint, [*(named.get(a, a) for a in arguments), "--out", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and "Traceback" not in captured.err and captured.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_without_particle_types(genuine_file, tmp_path, capsys) -> None:
+    """Version 1 of the layout: five cluster columns, no PID."""
+    with h5py.File(genuine_file) as old, h5py.File(tmp_path / "v1.h5", "w") as new:
+        kind = h5py.vlen_dtype(np.float32)
+        new.create_dataset("point", (1,), kind)[0] = old["point"][0].astype(np.float32)
+        cluster = old["cluster"][0].reshape(-1, 6)[:, :5]
+        new.create_dataset("cluster", (1,), kind)[0] = cluster.ravel().astype(np.float32)
+    assert display(never, [str(tmp_path / "v1.h5"), "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "v1_0.html").read_text(encoding="utf-8")
+    assert "motif (truth)" in page and "particle type (truth)" not in page
+
+
+def test_the_script(genuine_file, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["display.py", str(genuine_file), "--checkpoint", str(tmp_path), "--out", str(tmp_path)]
+    )
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert stop.value.code == 2 and "neither an export" in capsys.readouterr().err
