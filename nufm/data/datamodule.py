@@ -207,6 +207,10 @@ class PointDataModule(LightningDataModule):
         return EventDataset(self.reader(split), self.transforms, seed=self.seed)
 
     def train_dataloader(self) -> BatchLoader:
+        if self.trainer is not None and self.trainer.overfit_batches:
+            raise ValueError(
+                "overfit_batches is not supported: use max_events (--data.max_events) for few training events"
+            )
         dataset = self.train_dataset()
         batches = TrainBatches(len(dataset), self.batch_size, self.seed, *self._process())
         if self.trainer is not None:

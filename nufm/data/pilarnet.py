@@ -22,7 +22,7 @@ import glob
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import h5py
@@ -34,6 +34,7 @@ from nufm.data.event import MOTIF_NAMES, PID_NAMES, Event
 
 log = logging.getLogger(__name__)
 
+FIELDS = ("point", "cluster", "cluster_extra")
 POINT_COLUMNS = 8
 NO_PID = len(PID_NAMES) - 1  # class "none"
 SUFFIXES = (".h5", ".hdf5")
@@ -115,7 +116,7 @@ class PILArNetReader:
         self.files = find_files(paths)
         self.energy_threshold = energy_threshold
         self.min_points = min_points
-        self._open_files: dict[Path, h5py.File] = {}
+        self._open_files: dict[Path, dict[str, h5py.Dataset]] = {}
         self._pid = os.getpid()
 
         self.cluster_columns: list[int] = []
@@ -257,15 +258,15 @@ class PILArNetReader:
         lattice = np.array(load_detector(self.detector).lattice)
         position = point[:, :3]
         whole = np.rint(position)
-        bad = (position != whole).any(1)  # NaN is unequal to itself, so it is caught here too
+        bad = position != whole  # NaN is unequal to itself, so it is caught here too
         if bad.any():
-            i = int(np.argmax(bad))
+            i = int(np.argmax(bad.any(1)))
             raise _damaged(
                 name, "point", f" row {i}, columns 0-2 (voxel)", position[i].tolist(), "whole lattice indices"
             )
-        bad = ((whole < 0) | (whole >= lattice)).any(1)
+        bad = (whole < 0) | (whole >= lattice)
         if bad.any():
-            i = int(np.argmax(bad))
+            i = int(np.argmax(bad.any(1)))
             raise _damaged(
                 name,
                 "point",
@@ -294,21 +295,23 @@ class PILArNetReader:
 
     # ---- files
 
-    def _handle(self, path: Path) -> h5py.File:
-        """The open file, opened in this process: an HDF5 handle must not be shared across a fork."""
+    def _handle(self, path: Path) -> dict[str, h5py.Dataset]:
+        """The file's data sets, opened in this process: an HDF5 handle must not be shared across a fork."""
         if self._pid != os.getpid():
             self._open_files, self._pid = {}, os.getpid()
         if path not in self._open_files:
             if len(self._open_files) >= MAX_OPEN_FILES:
-                self._open_files.pop(next(iter(self._open_files))).close()
-            self._open_files[path] = _open(path)
+                self._open_files.pop(next(iter(self._open_files)))["point"].file.close()
+            handle = _open(path)
+            # kept, because looking a data set up by name takes as long as reading an event from it
+            self._open_files[path] = {field: handle[field] for field in FIELDS if field in handle}
         return self._open_files[path]
 
     def close(self) -> None:
         """Close the files; they open again when needed."""
         if self._pid == os.getpid():
             for handle in self._open_files.values():
-                handle.close()
+                handle["point"].file.close()
         self._open_files = {}
 
     def __getstate__(self) -> dict:
@@ -324,7 +327,7 @@ def _inspect(path: Path) -> tuple[int, np.ndarray]:
                     f"{path}: data set '{field}' is missing, found {sorted(handle)}, expected 'point', "
                     "'cluster' and perhaps 'cluster_extra'; is this a PILArNet-M file?"
                 )
-        lengths = {f: len(handle[f]) for f in ("point", "cluster", "cluster_extra") if f in handle}
+        lengths = {f: len(handle[f]) for f in FIELDS if f in handle}
         if len(set(lengths.values())) > 1:
             raise ValueError(
                 f"{path}: data sets of different length, found {lengths} events, expected one row per "
@@ -380,7 +383,7 @@ def _open(path: Path) -> h5py.File:
         ) from error
 
 
-def _flat(handle: h5py.File, field: str, rows: int | slice, path: Path) -> np.ndarray:
+def _flat(handle: Mapping[str, h5py.Dataset], field: str, rows: int | slice, path: Path) -> np.ndarray:
     try:
         return handle[field][rows]
     except (OSError, RuntimeError) as error:
@@ -391,7 +394,12 @@ def _flat(handle: h5py.File, field: str, rows: int | slice, path: Path) -> np.nd
 
 
 def _rows(
-    handle: h5py.File, field: str, row: int, columns: int | None, path: Path, n_rows: int | None = None
+    handle: Mapping[str, h5py.Dataset],
+    field: str,
+    row: int,
+    columns: int | None,
+    path: Path,
+    n_rows: int | None = None,
 ) -> np.ndarray:
     """One event's array as a table of ``columns``, or of ``n_rows`` where the width is to be found."""
     flat = np.asarray(_flat(handle, field, row, path))

@@ -138,15 +138,15 @@ class GridSample(Transform):
         coord = _coord(event, self)
         if len(coord) == 0:
             return event
-        cell = np.floor(coord / self.size).astype(np.int64)
-        cell -= cell.min(0)
-        extent = cell.max(0) + 1
+        cell = np.floor(coord.T.copy() / self.size).astype(np.int64)
+        cell -= cell.min(1, keepdims=True)
+        extent = cell.max(1) + 1
         if float(extent[0]) * float(extent[1]) * float(extent[2]) >= 2.0**63:
             raise ValueError(
                 f"{event.name}: field 'coord' spans {extent.tolist()} cells of {self.size}, more than fit in "
                 "63 bits; is 'size' in the units of 'coord'?"
             )
-        code = (cell[:, 0] * extent[1] + cell[:, 1]) * extent[2] + cell[:, 2]
+        code = (cell[0] * extent[1] + cell[1]) * extent[2] + cell[2]
         shuffled = rng.permutation(len(code))
         _, first = np.unique(code[shuffled], return_index=True)
         if len(first) == len(code):
@@ -191,7 +191,8 @@ class CenterShift(CoordTransform):
     def move(self, coord: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if len(coord) == 0:
             return coord
-        return coord - (coord.min(0) + coord.max(0)) / np.float32(2)
+        axes = coord.T.copy()  # NumPy is ten times slower along the first of two axes
+        return coord - (axes.min(1) + axes.max(1)) / np.float32(2)
 
 
 @dataclass(frozen=True)

@@ -206,3 +206,8 @@ def test_another_order_is_refused(root, tmp_path):
 def test_trainer_moves_the_batch(root, precision):
     seen = run(root, 0, precision=precision, max_epochs=1)
     assert len(seen) == N_BATCHES
+
+
+def test_overfit_batches_is_refused(root):
+    with pytest.raises(ValueError, match=r"overfit_batches is not supported: use max_events"):
+        run(root, 0, overfit_batches=2)
