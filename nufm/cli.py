@@ -13,7 +13,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +25,15 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
-from nufm.running.checkpointing import (
-    AtomicCheckpointIO,
-    RunCheckpoints,
-    newest_checkpoint,
-    newest_run,
-    verify,
-)
-from nufm.running.folder import (
-    RUN_DIR_VARIABLE,
-    MetricsCSV,
-    available_cores,
-    config_name,
-    new_run_folder,
-    slurm_job,
-    write_record,
-)
+from nufm.checkpoint import save_pretrained
+from nufm.data.event import MOTIF_NAMES, PID_NAMES
+from nufm.methods.linear_probe import ProbeSettings
+from nufm.running.checkpointing import AtomicCheckpointIO, RunCheckpoints, verify
+from nufm.running.folder import RUN_DIR_VARIABLE, MetricsCSV, config_name, git_state, write_record
 from nufm.running.guards import Interrupted, NonFiniteStep, SaveOnSignal, StepSeed, StopAtNaN
 from nufm.running.messages import run_help, shorter
 from nufm.running.progress import RunProgress
+from nufm.running.start import choose_run, default_precision, set_threads
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIG = REPOSITORY / "configs" / "tiny" / "panda.yaml"
@@ -81,11 +71,13 @@ class ReportOptions:
 
     Attributes:
         enabled: probe the encoder and write report.json, report.md and pictures.
-        n_events: events that the probe is fitted on, and as many others to score it.
+        n_events: training events that the probe is fitted on, and as many test events to score it.
+        probe: how the probe is fitted.
     """
 
     enabled: bool = True
     n_events: int = 100
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
 
 
 class RunCLI(LightningCLI):
@@ -245,7 +237,10 @@ def pretrain(args: Sequence[str] | None = None) -> None:
         # The first process writes the report alone: nothing in it may wait for the others.
         dist.barrier()
         dist.destroy_process_group()
-    if first and cli.config.report.enabled:
+    if not first:
+        return
+    export(cli)
+    if cli.config.report.enabled:
         try:
             report(cli)
         except ValueError as error:  # no labels or no test split; the training is done all the same
@@ -288,19 +283,42 @@ def fit(cli: RunCLI, console: Console) -> None:
         os.environ.pop(RUN_DIR_VARIABLE, None)
 
 
+def export(cli: RunCLI) -> None:
+    """The trained encoder with its preprocessing, as ``export/`` in the run folder."""
+    data = cli.datamodule
+    save_pretrained(
+        cli.run_dir / "export",
+        cli.model.encoder,
+        transforms=data.transforms,
+        grid_size=data.grid_size,
+        classes={"motif": MOTIF_NAMES, "pid": PID_NAMES},
+        units={"energy": "MeV", "momentum": "GeV/c", "vertex": "mm"},
+        extra={
+            "method": cli.config.model.class_path,
+            "steps": cli.trainer.global_step,
+            "data": "simulated by nufm" if data.root == "simulated" else data.root,
+            "commit": git_state(REPOSITORY)[0]["commit"],
+        },
+    )
+
+
 def report(cli: RunCLI) -> None:
     """Probe, tables and pictures of a finished run, and what to try next."""
     from nufm.report import print_table, write_report  # brings the plotting libraries
 
     options = cli.config_init.report
     cli.model.to(cli.trainer.strategy.root_device)  # Lightning leaves a trained model on the CPU
-    found = write_report(cli.model, cli.datamodule, cli.run_dir, n_events=options.n_events)
+    found = write_report(cli.model, cli.datamodule, cli.run_dir, options.n_events, options.probe)
     print_table(found, Console())
     run = cli.run_dir
     pictures = ", ".join(sorted(p.name for p in (run / "pictures").glob("*.png")))
+    file = cli.datamodule.reader("test").files[0]
     print(f"\nTable: {run / 'report.md'}. Pictures in {run / 'pictures'}: {pictures}.\n\nNext, try")
     for command, what in (
-        (f"python scripts/display.py FILE.h5 --checkpoint {run}", "draw an event as this encoder sees it"),
+        (
+            f"python scripts/display.py {a_test_file(cli)} --event 1 --checkpoint {run}",
+            "draw an event as this encoder sees it",
+        ),
         (
             f"python scripts/pretrain.py --config {run / 'config.yaml'} --model.learning_rate 1e-3",
             "the run again, changed",
@@ -313,67 +331,10 @@ def report(cli: RunCLI) -> None:
         print(f"  {command}\n      {what}")
 
 
-# ---------------------------------------------------------------------- choices
-
-
-def choose_run(runs: Path, run: str | None, ckpt_path: str | None) -> tuple[Path, Path | None]:
-    """The run folder, and the checkpoint to continue from.
-
-    Args:
-        runs: ``runs/<config name>``.
-        run: name or path of the run, or None.
-        ckpt_path: ``last``, a checkpoint file, or None.
-
-    Raises:
-        ValueError: nothing to continue from, a checkpoint that is incomplete, or a folder that holds a run
-            already.
-        FileNotFoundError: no such checkpoint file.
-    """
-    inherited = os.environ.get(RUN_DIR_VARIABLE)
-    if ckpt_path == "last":
-        folder = Path(inherited) if inherited else new_run_folder(runs, run) if run else newest_run(runs)
-        found = newest_checkpoint(folder) if folder else None
-        if found is None:
-            raise ValueError(
-                f"--ckpt_path last: no complete checkpoint below {folder or runs}; "
-                "leave it out to begin a new run"
-            )
-        return folder, found[0]
-    if ckpt_path is not None:
-        checkpoint = Path(ckpt_path)
-        verify(checkpoint)
-        if run is None and checkpoint.parent.name == "checkpoints":
-            return checkpoint.parent.parent, checkpoint
-        return new_run_folder(runs, run), checkpoint
-    folder = new_run_folder(runs, run)
-    found = newest_checkpoint(folder)
-    if found is None or inherited:
-        return folder, None
-    if slurm_job() is not None and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0:
-        return folder, found[0]  # a requeued job goes on where it stopped, with the command it began with
-    raise ValueError(
-        f"{folder} holds a run already; continue it with --ckpt_path last, or give another --run"
-    )
-
-
-def set_threads(threads: int | None, trainer: Any) -> None:
-    """torch's CPU threads: as asked, else as OMP_NUM_THREADS says, else this job's cores shared by its
-    processes.
-    """
-    if threads is None and "OMP_NUM_THREADS" in os.environ:
-        return
-    if threads is None:
-        local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
-        if local is None and trainer.accelerator == "cpu" and isinstance(trainer.devices, int):
-            local = trainer.devices
-        threads = max(1, available_cores() // int(local or 1))
-    torch.set_num_threads(threads)
-
-
-def default_precision(accelerator: str) -> str:
-    """bfloat16 where a GPU computes in it; float32 elsewhere, where it would be slower."""
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+def a_test_file(cli: RunCLI) -> Path:
+    """A file of test events, to draw from."""
+    path = cli.datamodule.split_path("test")
+    return next(iter(sorted(path.glob("**/*.h5"))), path) if path.is_dir() else path
 
 
 def _values_of(args: Sequence[str], names: tuple[str, ...]) -> list[str]:

@@ -14,10 +14,12 @@ import yaml
 from rich.console import Console
 from run_support import write_config, write_data
 
-from nufm.cli import RunCLI, choose_run, default_precision, pretrain
+from nufm.checkpoint import from_pretrained
+from nufm.cli import RunCLI, pretrain
 from nufm.running.checkpointing import AtomicCheckpointIO
 from nufm.running.folder import MetricsCSV, available_cores, config_name, git_state, new_run_folder
 from nufm.running.progress import RunProgress, _clock, _short
+from nufm.running.start import choose_run, default_precision
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +158,16 @@ def test_saved_configuration_is_the_same_run(folder, finished):
     given = RunCLI(["--config", str(folder / "mini.yaml")], build=False).config
     assert saved.model == given.model and saved.data == given.data
     assert config_name(finished / "config.yaml") == finished.parent.name
+
+
+def test_export_is_the_trained_encoder_with_its_preprocessing(folder, finished):
+    pretrained = from_pretrained(finished)
+    trained = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, value in pretrained.encoder.state_dict().items():
+        assert torch.equal(value, trained[f"teacher.backbone.{name}"]), name
+    data = RunCLI(["--config", str(folder / "mini.yaml"), "--run", "unused"]).datamodule
+    assert list(pretrained.transforms) == list(data.transforms) and pretrained.grid_size == data.grid_size
+    assert pretrained.extra["steps"] == 3
 
 
 def test_a_run_is_not_written_over(folder, finished, capsys):

@@ -24,11 +24,10 @@ ARROWS = {
     "metrics": {"metrics"},
     "methods": {"methods", "models", "ops", "data", "metrics"},
     "display": {"display", "data"},
-    "checkpoint": {"checkpoint", "weights", "models", "data.transforms", "data.event"},
-    "weights": {"weights", "models"},
+    "checkpoint": {"checkpoint", "models", "data.transforms", "data.event"},
     "report": {"report", "methods", "models", "data", "metrics", "display", "checkpoint"},
     "running": {"running"},
-    "cli": {"cli", "running", "methods", "report", "checkpoint"},
+    "cli": {"cli", "running", "methods", "report", "checkpoint", "data.event"},
 }
 LAZY = {("data", "simulation")}  # allowed inside a function only: it compiles
 
