@@ -203,7 +203,7 @@ class PCAColours:
 
     @classmethod
     def fit(
-        cls, feat: np.ndarray, percentiles: tuple[float, float] = (2.0, 98.0), most: int = 8192
+        cls, feat: np.ndarray, percentiles: tuple[float, float] = (2.0, 98.0), most: int = 4096
     ) -> PCAColours:
         """Fit to features (N, C), N >= 0.
 

@@ -90,7 +90,7 @@ def score_bars(report: Mapping, path: str | Path) -> Path:
 def training_curves(metrics_csv: str | Path, path: str | Path, title: str = "") -> Path:
     """How a pretraining went, from its metrics.csv: a panel for each kind of quantity that was logged.
 
-    Many points are thinned by a moving average, drawn over the raw values.
+    A long series is drawn pale, with its moving average over it.
 
     Args:
         metrics_csv: as Lightning's CSVLogger writes it: a column ``step``, empty fields where nothing was
@@ -127,6 +127,9 @@ def training_curves(metrics_csv: str | Path, path: str | Path, title: str = "") 
             )
         ax.set_title(name, fontsize=12, color=INK)
         ax.set_xlabel("step", fontsize=10.5, color=INK)
+        values = np.concatenate([v for _, v in found.values()])
+        if not unit and values.min() > 0 and values.max() > 300 * np.median(values):
+            ax.set_yscale("log")  # one wild step, often the first, must not flatten all others
         if unit:
             ax.set_ylim(0, max(1.0, max(float(np.nanmax(v)) for _, v in found.values())) * 1.03)
         if len(found) > 1:
