@@ -312,7 +312,6 @@ def report(cli: RunCLI) -> None:
     print_table(found, Console())
     run = cli.run_dir
     pictures = ", ".join(sorted(p.name for p in (run / "pictures").glob("*.png")))
-    file = cli.datamodule.reader("test").files[0]
     print(f"\nTable: {run / 'report.md'}. Pictures in {run / 'pictures'}: {pictures}.\n\nNext, try")
     for command, what in (
         (
