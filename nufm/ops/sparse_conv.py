@@ -127,12 +127,14 @@ class _WeightGradient(Function):
     def forward(ctx, grad: Tensor, feat: Tensor, pairs: KernelMap) -> Tensor:
         ctx.save_for_backward(grad, feat)
         ctx.pairs = pairs
-        out = feat.new_zeros(grad.shape[1], pairs.taps, feat.shape[1])
-        torch.mm(grad.t(), feat, out=out[:, pairs.taps // 2])
+        out = feat.new_empty(grad.shape[1], pairs.taps, feat.shape[1])
         rows, grads = feat.index_select(0, pairs.source), grad.index_select(0, pairs.target)
         for x, g, w in zip(rows.split(pairs.counts), grads.split(pairs.counts), out.unbind(1), strict=True):
             if len(x):
                 torch.mm(g.t(), x, out=w)
+            else:
+                w.zero_()
+        torch.mm(grad.t(), feat, out=out[:, pairs.taps // 2])
         return out
 
     @staticmethod
