@@ -8,12 +8,11 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from pathlib import Path
 
 from record import RESULTS, write_result
 from rich.console import Console
 
-from nufm.cli import RunCLI, fit
+from nufm.cli import RunCLI, export, fit
 from nufm.report import markdown, print_table, write_report
 
 
@@ -25,7 +24,9 @@ def main() -> None:
     simulated = time.perf_counter()
     fit(cli, console)
     trained = time.perf_counter()
-    report = write_report(cli.model, cli.datamodule, cli.run_dir, cli.config_init.report.n_events, cli.config_init.probe)
+    export(cli)
+    options = cli.config_init.report
+    report = write_report(cli.model, cli.datamodule, cli.run_dir, options.n_events, options.probe)
     ended = time.perf_counter()
     print_table(report, console)
     steps, batch = cli.trainer.global_step, cli.datamodule.batch_size
@@ -43,8 +44,7 @@ def main() -> None:
     )
     write_result("tiny_panda", report, markdown(report) + caption)
     for picture in ("features.png", "event.png", "training.png"):
-        if (Path(cli.run_dir) / "pictures" / picture).exists():
-            shutil.copy(Path(cli.run_dir) / "pictures" / picture, RESULTS / f"tiny_panda_{picture}")
+        shutil.copy(cli.run_dir / "pictures" / picture, RESULTS / f"tiny_panda_{picture}")
 
 
 if __name__ == "__main__":

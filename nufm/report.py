@@ -7,6 +7,7 @@ principal components of its features, untrained beside pretrained.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +81,7 @@ def probe_table(
         "task": f"{len(MOTIF_NAMES)}-class {label}, linear probe, macro-F1 on held-out events",
         "classes": list(MOTIF_NAMES),
         "events": {"train": n_events, "test": n_events},
-        "probe": vars(settings) | {"seeds": list(seeds)},
+        "probe": dataclasses.asdict(settings) | {"seeds": list(seeds)},
         "scores": {row: {"label": ROWS[row], "per_seed": scores[row]} | _summary(scores[row]) for row in ROWS},
     }
 
