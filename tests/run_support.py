@@ -174,6 +174,16 @@ class PoisonAt(Callback):
             first.grad.view(-1)[0] = torch.nan
 
 
+class LogScore(Callback):
+    """Logs these scores as the online probe's, one a step."""
+
+    def __init__(self, scores: list[float]) -> None:
+        self.scores = scores
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
+        module.log("probe/macro_f1", self.scores[trainer.global_step - 1])
+
+
 def callback(name: str, /, **arguments: object) -> list[dict]:
     """A ``trainer.callbacks`` entry of a configuration."""
     return [{"class_path": f"run_support.{name}", "init_args": arguments}]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from run_support import start, wait_for, weights, write_config, write_data
+from run_support import callback, start, wait_for, weights, write_config, write_data
 
 from nufm.cli import pretrain
 from nufm.running.checkpointing import (
@@ -94,6 +94,32 @@ def test_numbers_of_a_step_do_not_depend_on_those_before():
     for other in ((4, 1, 5, 0), (3, 2, 5, 0), (3, 1, 6, 0), (3, 1, 5, 1), (3, 5, 1, 0)):
         seed_everything_for(*other)
         assert not torch.equal(first[0], torch.rand(3)), f"{other} draws what (3, 1, 5, 0) draws"
+
+
+def test_best_checkpoint_is_the_best_of_all_starts(tmp_path):
+    scores = [0.1, 0.6, 0.3, 0.5, 0.4, 0.7]
+    config = write_config(
+        tmp_path / "mini.yaml",
+        write_data(tmp_path / "data"),
+        trainer__max_steps=6,
+        trainer__callbacks=callback("LogScore", scores=scores),
+    )
+    run = tmp_path / "run"
+    flags = ["--config", str(config), "--run", str(run), "--checkpoint.keep_every", "1"]
+    pretrain([*flags, "--checkpoint.monitor", "probe/macro_f1"])
+    checkpoints = run / "checkpoints"
+    assert verify(checkpoints / "best.ckpt")["step"] == 6
+    # From step 4 on with the last score bad: the best one so far, of step 2, is not replaced.
+    (checkpoints / "best.ckpt").write_bytes(b"not touched")
+    scores[5] = 0.2
+    write_config(
+        config,
+        tmp_path / "data",
+        trainer__max_steps=6,
+        trainer__callbacks=callback("LogScore", scores=scores),
+    )
+    pretrain([*flags, "--ckpt_path", str(checkpoints / "step-0000004.ckpt")])
+    assert (checkpoints / "best.ckpt").read_bytes() == b"not touched"
 
 
 # ---------------------------------------------------------------------- checkpoint files
