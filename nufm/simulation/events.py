@@ -102,10 +102,10 @@ PILARNET_LIKE = Recipe(
     generators=(
         Generator(
             name="multi-particle vertex",
-            interactions=(1, 1),
+            interactions=(0, 2),
             particles=(1, 6),
             species=(
-                Species(pdg=(11, -11, 13, -13), weight=2.0, number=(0, 1)),
+                Species(pdg=(11, -11, 13, -13), weight=2.5, number=(0, 1)),
                 Species(pdg=(211, -211), number=(0, 2)),
                 Species(pdg=(22, 111), number=(0, 2)),
                 Species(pdg=(2212,), kinetic=(50.0, 400.0), number=(0, 4)),
@@ -113,12 +113,12 @@ PILARNET_LIKE = Recipe(
         ),
         Generator(
             name="overlaid singles",
-            interactions=(1, 5),
+            interactions=(0, 7),
             particles=(1, 1),
             species=(
-                Species(pdg=(13, -13), weight=4.0),
+                Species(pdg=(13, -13), weight=5.0),
                 Species(pdg=(11, -11)),
-                Species(pdg=(22,)),
+                Species(pdg=(22,), weight=0.75),
                 Species(pdg=(211, -211)),
                 Species(pdg=(2212,), kinetic=(50.0, 400.0)),
             ),

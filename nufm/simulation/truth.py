@@ -49,7 +49,8 @@ class LabelRules:
     """Thresholds of the rules above.
 
     Attributes:
-        delta_size: voxels of its own that make a delta (Supera: 10, SuperaAtomic: 3).
+        delta_size: voxels of its own that make a delta (Supera: 10, SuperaAtomic: 3; 3 comes nearer to the
+            published share of deltas).
         compton_size: voxels that make a shower fragment (both: 10).
         nucleus_size: nuclear fragments and neutron recoils up to this many voxels are LED (SuperaAtomic: 10).
         scatter_size: stubs up to this many voxels are not tracks (SuperaAtomic, LEScatterSize: 2).
@@ -60,7 +61,7 @@ class LabelRules:
         ValueError: a size or the threshold is negative.
     """
 
-    delta_size: int = 10
+    delta_size: int = 3
     compton_size: int = 10
     nucleus_size: int = 10
     scatter_size: int = 2
@@ -199,17 +200,19 @@ _MASS_OF_PDG = {int(pdg): float(mass) for pdg, mass in zip(PDG, MASS, strict=Tru
 _IONISATION = int(Process.IONISATION)
 _DECAY, _CAPTURE, _NEUTRON = int(Process.DECAY), int(Process.CAPTURE), int(Process.NEUTRON)
 _PRIMARY, _CONVERSION = int(Process.PRIMARY), int(Process.CONVERSION)
+# Called from compiled code only: no wrappers for Python, which halves the compile time.
+_inner = njit(cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 _NUCLEUS = 1_000_000_000  # PDG numbers of nuclei lie above
 
 
-@njit(cache=True)
+@_inner
 def _is_track(pdg):
     """Charged, not an electron."""
     a = abs(pdg)
     return a > _NUCLEUS or a == 13 or a == 211 or a == 321 or a == 2212
 
 
-@njit(cache=True)
+@_inner
 def _find(root, a):
     """Representative of ``a``, with path halving."""
     while root[a] != a:
@@ -218,7 +221,7 @@ def _find(root, a):
     return a
 
 
-@njit(cache=True)
+@_inner
 def _union(root, a, b):
     """Join the sets of ``a`` and ``b``; the lower number, the older track, stands for both."""
     a, b = _find(root, a), _find(root, b)
@@ -228,7 +231,7 @@ def _union(root, a, b):
         root[a] = b
 
 
-@njit(cache=True)
+@_inner
 def _gather(head, track, energy, following, of_track):
     """Deposits by (voxel, object of the track ``of_track``), as CSR arrays start (V+1,), object, energy."""
     n_voxels = head.shape[0]
@@ -254,7 +257,7 @@ def _gather(head, track, energy, following, of_track):
     return start, thing[:n].copy(), total[:n].copy()
 
 
-@njit(cache=True)
+@_inner
 def _first_guess(pdg, parent, process):
     """Class by particle and process alone, and the unit (track number) that each track is part of."""
     n = pdg.shape[0]
@@ -277,7 +280,7 @@ def _first_guess(pdg, parent, process):
     return kind, unit
 
 
-@njit(cache=True)
+@_inner
 def _absorb_small_tracks(
     pdg, parent, process, kind, unit, start, thing, total, delta_size, nucleus_size, scatter_size, threshold
 ):
@@ -316,7 +319,7 @@ def _absorb_small_tracks(
                     kind[t] = LED
 
 
-@njit(cache=True)
+@_inner
 def _tops(pdg, parent, kind, unit):
     """Head of each track's group: photon, electron, Michel or delta on top of its cascade, else itself."""
     n = pdg.shape[0]
@@ -331,7 +334,7 @@ def _tops(pdg, parent, kind, unit):
     return top
 
 
-@njit(cache=True)
+@_inner
 def _join_cascades(kind, unit, top, process, start, thing, pairs):
     """Rule 4: touching units of one cascade become one fragment; returns the root unit of each track."""
     n = kind.shape[0]
@@ -343,7 +346,7 @@ def _join_cascades(kind, unit, top, process, start, thing, pairs):
                 if top[a] == top[b] and kind[a] != TRACK and kind[b] != TRACK:
                     _union(root, a, b)
     for r in range(pairs.shape[0]):
-        v, w = pairs[r]
+        v, w = pairs[r, 0], pairs[r, 1]
         for k in range(start[v], start[v + 1]):
             a = thing[k]
             if kind[a] == TRACK:
@@ -357,7 +360,7 @@ def _join_cascades(kind, unit, top, process, start, thing, pairs):
     return root
 
 
-@njit(cache=True)
+@_inner
 def _rank(kind):
     """Who absorbs a touching low-energy deposit: shower, then Michel, delta, track."""
     if kind == SHOWER:
@@ -367,7 +370,7 @@ def _rank(kind):
     return 2 if kind == DELTA else 3
 
 
-@njit(cache=True)
+@_inner
 def _priority(kind):
     """Who names a shared voxel: track, then Michel, shower, delta, LED."""
     if kind == TRACK:
@@ -377,7 +380,7 @@ def _priority(kind):
     return kind + 2 if kind == SHOWER else kind
 
 
-@njit(cache=True)
+@_inner
 def _fragment_kinds(pdg, parent, process, kind, unit, root, start, thing, total, compton_size, threshold):
     """Class of each fragment (at its root's number), after rule 4."""
     n = kind.shape[0]
@@ -412,7 +415,7 @@ def _fragment_kinds(pdg, parent, process, kind, unit, root, start, thing, total,
     return result
 
 
-@njit(cache=True)
+@_inner
 def _absorb_low_energy(kinds, root, start, thing, pairs):
     """Rule 5: the fragment (root number) a low-energy fragment becomes part of; itself if it touches none."""
     n = kinds.shape[0]
@@ -422,7 +425,7 @@ def _absorb_low_energy(kinds, root, start, thing, pairs):
         if r < n_voxels:
             v, w = r, r
         else:
-            v, w = pairs[r - n_voxels]
+            v, w = pairs[r - n_voxels, 0], pairs[r - n_voxels, 1]
         for k in range(start[v], start[v + 1]):
             for j in range(start[w], start[w + 1]):
                 a, b = thing[k], thing[j]
@@ -436,7 +439,7 @@ def _absorb_low_energy(kinds, root, start, thing, pairs):
     return into
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _label(
     pdg, parent, process, head, track, energy, following, pairs,
     delta_size, compton_size, nucleus_size, scatter_size, threshold,
