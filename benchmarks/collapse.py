@@ -59,7 +59,8 @@ def main() -> None:
     uniform = math.log(RunCLI([f"--config={CONFIG}"], build=False).config.model.init_args.prototypes)
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for ax, curve, title in zip(axes, CURVES, ("teacher entropy (nats)", "Kullback-Leibler divergence (nats)"), strict=True):
+    titles = ("teacher entropy (nats)", "Kullback-Leibler divergence (nats)")
+    for ax, curve, title in zip(axes, CURVES, titles, strict=True):
         for name, values in found.items():
             ax.plot(values["step"], values[curve], label=name)
         ax.set(xlabel="step", title=title, ylim=(-0.1, None))

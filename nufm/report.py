@@ -75,7 +75,10 @@ def probe_table(
     for seed in seeds:
         twin = untrained_twin(module.encoder, seed).to(device)
         jobs.append(("untrained", encoder_features(twin), (seed,)))
-    for job in track(jobs, description="linear probe", console=Console(stderr=True), transient=True):
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.print(f"linear probe: {n_events} + {n_events} events, {len(seeds)} seeds")
+    for job in track(jobs, description="linear probe", console=console, transient=True):
         score(*job)
     return {
         "task": f"{len(MOTIF_NAMES)}-class {label}, linear probe, macro-F1 on held-out events",

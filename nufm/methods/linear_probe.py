@@ -55,7 +55,7 @@ def encoder_features(encoder: PointTransformerV3) -> Features:
 
 
 def raw_features(batch: PointBatch) -> Tensor:
-    """What is known without a network, (N, 3): energy as the model sees it, occupied cells among the 3³ and 5³ around."""
+    """What is known without a network, (N, 3): energy as the model sees it, occupied cells in the 3³ and 5³ around."""
     counts = [(neighbor_map(batch.grid, batch.offsets, k) >= 0).sum(1) - 1 for k in (3, 5)]
     return torch.cat([batch.feat[:, 3:4], torch.stack(counts, 1).to(batch.feat.dtype)], dim=1)
 

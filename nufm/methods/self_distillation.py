@@ -90,7 +90,7 @@ class SelfDistillation(LightningModule):
         learning_rate: peak of the one-cycle schedule (cosine; starts at 1/10, ends at 1/10⁴ of it).
         layer_decay: factor on the learning rate per encoder block, counted down from the last block.
         weight_decay: from and to (cosine); none on biases, norms, LayerScale, mask token and other vectors.
-        cycle_momentum: also cycle Adam's β₁ between 0.95 and 0.85, as published (a default of the scheduler used there).
+        cycle_momentum: also cycle Adam's β₁ between 0.95 and 0.85, as published (a default of that scheduler).
     """
 
     def __init__(
@@ -424,7 +424,8 @@ def parameter_groups(student: Branch, learning_rate: float, layer_decay: float) 
             stage = int(name.split(".enc.enc")[1].split(".")[0])
             block = sum(depths[:stage]) + int(name.split(".block")[1].split(".")[0])
             scale = layer_decay ** (sum(depths) - 1 - block)
-        decays = parameter.ndim > 1 and not name.endswith("bias") and not any(w in name for w in ("norm", "gamma", "token"))
+        spared = parameter.ndim == 1 or any(word in name for word in ("bias", "norm", "gamma", "token"))
+        decays = not spared
         group = groups.setdefault((scale, decays), {"params": [], "lr": learning_rate * scale, "decays": decays})
         group["params"].append(parameter)
     return list(groups.values())

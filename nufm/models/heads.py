@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 
 class PrototypeHead(nn.Module):
-    """Projection to cosine similarities with learned prototypes (DINO, arXiv 2104.14294, §3.1; Sonata, arXiv 2503.16429).
+    """Cosine similarities with learned prototypes (DINO, arXiv 2104.14294, §3.1; Sonata, arXiv 2503.16429).
 
     Linear - GELU - Linear - L2 normalisation - weight-normalised Linear without bias whose gain stays 1, so the
     output is a cosine in [-1, 1].

@@ -183,7 +183,11 @@ class Embedding(nn.Module):
     def __init__(self, in_channels: int, channels: int, mask_token: bool) -> None:
         super().__init__()
         self.stem = nn.ModuleDict({"linear": nn.Linear(in_channels, channels), "norm": LayerNorm(channels)})
-        self.mask_token = nn.Parameter(torch.zeros(1, channels)) if mask_token else None
+        # Not zero, as published: where all is masked a zero token stays zero up to the norms, whose gradient at zero is
+        # the inverse of their epsilon. The first gradient was 1e5 times the later ones and spoilt Adam's moments.
+        self.mask_token = nn.Parameter(torch.empty(1, channels)) if mask_token else None
+        if mask_token:
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, feat: Tensor, mask: Tensor | None) -> Tensor:
         linear = self.stem["linear"]

@@ -121,7 +121,7 @@ def test_drop_rates_and_initial_values():
         [b.cpe[0].weight.flatten() for b in blocks] + [b.attn.qkv.weight.flatten() for b in blocks]
     )
     assert abs(float(weights.detach().std()) - 0.02) < 1e-3
-    assert (model.embedding.mask_token == 0).all()
+    assert model.embedding.mask_token.std() < 0.05 and (model.embedding.mask_token != 0).any()
 
 
 # ---- the whole forward pass, written a second time point by point ----
