@@ -33,6 +33,7 @@ from nufm.data.event import MOTIF_NAMES, Event
 from nufm.data.pilarnet import PILArNetReader
 from nufm.simulation.dataset import SimulationSpec, simulate_file, simulation_version
 from nufm.simulation.progress import SimulationProgress
+from nufm.simulation.workers import cpu_count
 
 HERE = Path(__file__).parent
 GENUINE = HERE.parent / "tests" / "data" / "pilarnet_m_event.h5"
@@ -119,6 +120,15 @@ def measure(event: Event) -> dict[str, float]:
     )
     shower = event.motif == SHOWER
     numbers["shower voxels per MeV"] = float(shower.sum()) / shower_energy if shower_energy > 200 else np.nan
+    # Showers differ most in how concentrated they are; where the energy nearby is alike, so should the voxels be.
+    ball = cKDTree(event.voxel[shower]).query_ball_point(event.voxel[shower], 8) if shower.any() else []
+    nearby = np.array([event.energy[shower][i].sum() for i in ball])
+    for low_edge, high_edge in ((20, 40), (40, 60), (60, 80)):
+        like = (nearby >= low_edge) & (nearby < high_edge)
+        where = f"shower, {low_edge} to {high_edge} MeV within 2.4 cm"
+        enough = like.sum() >= LEAST
+        numbers[f"{where}: neighbours, mean"] = float(count[shower][like].mean()) if enough else np.nan
+        numbers[f"{where}: energy, mean (MeV)"] = float(event.energy[shower][like].mean()) if enough else np.nan
     for label, pids in (("muon and pion", (2, 3)), ("proton", (4,))):
         tracks = straight_tracks(event, pids)
         for key, title in (
@@ -206,9 +216,7 @@ def markdown(report: dict) -> str:
     for name, values in report["summary"]["class_shares_percent"].items():
         lines.append(f"| {name} | " + " | ".join(f"{values[c]:.2f}" for c in MOTIF_NAMES) + " |")
     genuine = report["genuine_shares_percent"]
-    lines.append(
-        "| genuine event, above 0.13 MeV | " + " | ".join(f"{genuine[c]:.2f}" for c in MOTIF_NAMES) + " |"
-    )
+    lines.append("| genuine event, above 0.13 MeV | " + " | ".join(f"{genuine[c]:.2f}" for c in MOTIF_NAMES) + " |")
     lines += ["", "## Points per event", "", "| | |", "|---|---:|"]
     for name, value in report["summary"]["points_per_event"].items():
         text = ", ".join(f"{v:.0f}" for v in value) if isinstance(value, list) else f"{value:.0f}"
@@ -261,18 +269,14 @@ def picture(genuine: Event, simulated: list[Event], path: Path) -> None:
     total = sum(PUBLISHED_POINTS)
     x = np.arange(5)
     ax.bar(x - 0.2, 100 * np.array(PUBLISHED_POINTS) / total, 0.4, color="C2", label="PILArNet-M, published")
-    ax.bar(
-        x + 0.2, shares([e for e in simulated if len(e) >= 1024]), 0.4, color="C0", label="simulated by nufm"
-    )
+    ax.bar(x + 0.2, shares([e for e in simulated if len(e) >= 1024]), 0.4, color="C0", label="simulated by nufm")
     ax.set(xticks=x, xticklabels=MOTIF_NAMES, ylabel="% of all points", yscale="log")
     ax.legend()
     like = min(cut, key=lambda e: abs(len(e) - len(genuine)))
     for ax, event, title in ((axes[2, 1], genuine, "genuine event"), (axes[2, 2], like, "simulated by nufm")):
         for kind, colour in enumerate(("C0", "0.4", "C3", "C2", "C1")):
             mine = event.motif == kind
-            ax.scatter(
-                event.voxel[mine, 0], event.voxel[mine, 1], s=0.8, color=colour, label=MOTIF_NAMES[kind]
-            )
+            ax.scatter(event.voxel[mine, 0], event.voxel[mine, 1], s=0.8, color=colour, label=MOTIF_NAMES[kind])
         ax.set(title=f"{title}, {len(event)} voxels", xlabel="x (voxel)", ylabel="y (voxel)", aspect="equal",
                xlim=(0, 768), ylim=(0, 768))  # fmt: skip
     axes[2, 1].legend(markerscale=6, fontsize=8)
@@ -287,9 +291,7 @@ def commit() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--genuine", type=Path, default=GENUINE)
     parser.add_argument("--events", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
@@ -301,9 +303,7 @@ def main() -> None:
         progress = SimulationProgress(args.events)
         progress.start("simulating")
         begin = time.perf_counter()
-        simulate_file(
-            path, args.events, args.seed, args.workers, SimulationSpec(min_points=0), progress=progress
-        )
+        simulate_file(path, args.events, args.seed, args.workers, SimulationSpec(min_points=0), progress=progress)
         progress.stop()
         seconds = time.perf_counter() - begin
         simulated = list(PILArNetReader(path, energy_threshold=-1.0, min_points=0))
@@ -314,7 +314,9 @@ def main() -> None:
         "seed": args.seed,
         "commit": commit(),
         "simulation_version": simulation_version(),
-        "hardware": f"{platform.machine()}, {args.workers or 'all'} workers, {seconds:.0f} s to simulate",
+        "events_per_s": args.events / seconds,
+        "hardware": f"{cpu_count()} {platform.machine()} cores, {args.workers or cpu_count()} simulating "
+        f"{args.events / seconds:.0f} events/s",
         "summary": summary(simulated),
         "genuine_shares_percent": dict(zip(MOTIF_NAMES, shares([genuine]).tolist(), strict=True)),
         "table": compare(genuine, [above(e) for e in simulated if len(e) >= 1024]),

@@ -27,8 +27,9 @@ class SimulationProgress:
 
     def start(self, headline: str) -> None:
         """Prints the headline; the clock starts."""
-        # The first event comes late: on the first use of a machine the transport is compiled, about a minute.
-        self.console.print(f"{headline} (compiles on first use)", highlight=False, soft_wrap=True)
+        # Said beforehand, because nothing moves meanwhile.
+        note = "(on a machine's first use, the transport is compiled: about half a minute)"
+        self.console.print(f"{headline} {note}", highlight=False, soft_wrap=True)
         self._began = self._shown_at = time.perf_counter()
         self._first_at: float | None = None
         if self.console.is_terminal:

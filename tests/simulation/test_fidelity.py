@@ -7,6 +7,7 @@ benchmarks/simulation_fidelity.py.
 import dataclasses
 import importlib.util
 import itertools
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,10 @@ import pytest
 from nufm.data.event import Event
 from nufm.data.pilarnet import PILArNetReader
 from nufm.simulation.dataset import SimulationSpec, simulate_event
+from nufm.simulation.events import PILARNET_LIKE, generate
+from nufm.simulation.medium import LIQUID_ARGON
+from nufm.simulation.transport import transport
+from nufm.simulation.truth import make_truth
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,9 +101,7 @@ def test_class_shares_and_sizes(simulated):
     for name, tolerance in (("shower", 5), ("track", 5), ("LED", 3), ("Michel", 0.35), ("delta", 0.8)):
         assert shares[name] == pytest.approx(published[name], abs=tolerance), name
     points = found["points_per_event"]
-    assert points["simulated mean over all events"] == pytest.approx(
-        points["published mean over all events"], rel=0.15
-    )
+    assert points["simulated mean over all events"] == pytest.approx(points["published mean over all events"], rel=0.15)
     passing = found["events_with_1024_points_percent"]
     assert passing["simulated"] == pytest.approx(passing["published"], abs=7)
 
@@ -119,3 +122,26 @@ def test_genuine_event_is_among_the_simulated(simulated, genuine):
         "muon and pion track, MeV per cm",
     ):
         assert 0.01 <= rows[name]["rank"] <= 0.99, rows[name]
+
+
+# ---- what a simulation costs and keeps
+
+
+def test_voxels_hold_all_the_deposited_energy():
+    high = SimulationSpec().lattice.high
+    for i in range(5):
+        primaries, interaction = generate(PILARNET_LIKE, high, np.random.default_rng(i))
+        transported = transport(primaries, LIQUID_ARGON, (-high, high), i)
+        spec = SimulationSpec()
+        truth = make_truth(transported, interaction, spec.lattice, spec.medium.density, spec.rules, spec.recombination)
+        kept = truth.point[:, 3].sum(dtype=np.float64)
+        assert kept + truth.below_threshold + truth.outside == pytest.approx(transported.deposited, rel=1e-6)
+        assert truth.outside < 1e-3 * (1 + kept)  # the transport ends where the lattice does
+
+
+def test_fast_enough(simulated):
+    """At least 25 events per second and core: half of what is promised, for slow and busy machines."""
+    begin = time.process_time()
+    for i in range(40):
+        simulate_event(SimulationSpec(), 3, 0, i)
+    assert 40 / (time.process_time() - begin) > 25
