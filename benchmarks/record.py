@@ -12,16 +12,23 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def provenance() -> dict:
-    """Commit of the code, processor, cores, GPUs and versions."""
+    """Commit of the code, hardware and versions."""
     git, _ = git_state(REPOSITORY)
     here = environment()
-    keys = ("started", "python", "processor", "cpu_cores", "torch_threads", "gpus", "packages")
-    return {"commit": git["commit"], "dirty": git.get("dirty"), **{k: here[k] for k in keys}}
+    hardware = [f"{here['cpu_cores']} cores of {here['processor']}", *(gpu["name"] for gpu in here["gpus"])]
+    return {
+        "commit": git["commit"],
+        "uncommitted_changes": git.get("dirty"),
+        "hardware": ", ".join(hardware),
+        "threads": here["torch_threads"],
+        "python": here["python"],
+        "packages": here["packages"],
+    }
 
 
 def write_result(name: str, result: dict, table: str) -> None:
-    """``results/NAME.json`` with provenance, and ``results/NAME.md`` with the table."""
+    """Write ``results/NAME.json`` (with provenance; ``result`` adds ``seed`` and ``data``) and ``results/NAME.md``."""
     RESULTS.mkdir(exist_ok=True)
-    content = {"provenance": provenance(), **result}
+    content = {**provenance(), **result}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(table)

@@ -32,6 +32,7 @@ def main() -> None:
     steps, batch = cli.trainer.global_step, cli.datamodule.batch_size
     report |= {
         "seed": cli.config.seed_everything,
+        "data": "simulated by nufm",
         "seconds": {"simulation": simulated - start, "training": trained - simulated, "probe": ended - trained},
         "steps": steps,
         "training_events_per_second": steps * batch / (trained - simulated),
