@@ -224,7 +224,7 @@ class SelfDistillation(LightningModule):
             use = (all_sum(used) > 0).float().mean()
         log_student = (student[matched].float() / self.hparams.student_temperature).log_softmax(-1)
         cross_entropy = -(target * log_student).sum(-1)
-        entropy = torch.special.entr(target).sum(-1)
+        entropy = -(target * target.clamp(min=1e-30).log()).sum(-1)
         n_views = len(offsets) - 1
         view = torch.arange(n_views, device=offsets.device).repeat_interleave(offsets.diff(), output_size=len(match))
         return view_mean(cross_entropy, view[matched], n_views), view_mean(entropy, view[matched], n_views), use
@@ -374,14 +374,15 @@ def sinkhorn(similarity: Tensor, temperature: float, iterations: int) -> Tensor:
     Returns:
         (n, K) targets.
     """
-    k = similarity.shape[1]
-    n = all_sum(torch.tensor(float(len(similarity)), device=similarity.device))
-    q = (similarity / temperature).exp()
-    q = q / all_sum(q.sum()).clamp(min=torch.finfo(q.dtype).tiny)
+    # Every normalisation scales rows or columns, so that only the factors need to be kept, not the (n, K) products.
+    kernel = (similarity / temperature).exp()
+    row = kernel.new_ones(len(kernel))
+    column = kernel.new_ones(kernel.shape[1])
+    share = all_sum(torch.tensor(float(len(kernel)), device=kernel.device)) / kernel.shape[1]
     for _ in range(iterations):
-        q = q / (all_sum(q.sum(0)).clamp(min=torch.finfo(q.dtype).tiny) * k)
-        q = q / (q.sum(1, keepdim=True) * n)
-    return q * n
+        column = share / all_sum(row @ kernel).clamp(min=torch.finfo(kernel.dtype).tiny)
+        row = 1 / (kernel @ column)
+    return kernel * column * row[:, None]
 
 
 def view_mean(value: Tensor, view: Tensor, n_views: int) -> Tensor:
