@@ -143,6 +143,12 @@ class OnlineProbe(Callback):
         self.settings = settings or ProbeSettings()
         self._last = -1
 
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Raises ValueError if there are no two validation events: now, and not at the first probe."""
+        found = len(trainer.datamodule.reader("val"))
+        if found < 2:
+            raise ValueError(f"the online probe needs at least 2 events in the split 'val', found {found}")
+
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:

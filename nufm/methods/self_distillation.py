@@ -83,7 +83,7 @@ class SelfDistillation(LightningModule):
         mask_size: edge of the masked cells in coordinate units, from and to over the warm-up.
         mask_ratio: share of the occupied cells that are masked, from and to over the warm-up.
         mask_scope: ``view`` draws the share in every view, so that a view's mask does not depend on its batch mates;
-            ``batch`` draws it over the packed batch, as published.
+            ``batch`` draws it over the packed batch of each process, as published.
         mask_jitter: noise on masked coordinates: standard deviation, and the bound it is clipped to from above.
         match_distance: points of two views match if closer than this in un-augmented coordinates.
         warmup: share of the steps over which temperature, mask size and ratio, and learning rate rise.
@@ -137,6 +137,11 @@ class SelfDistillation(LightningModule):
 
     def training_step(self, views: ViewBatch, batch_idx: int) -> Tensor:
         hp, globals_, locals_ = self.hparams, views.globals_, views.locals_
+        if views.n_global < 2 or views.n_local < 1:
+            raise ValueError(
+                f"self-distillation compares views: found {views.n_global} global and {views.n_local} local views per "
+                "event, expected at least 2 and 1 (data.views.n_global, data.views.n_local)"
+            )
         n_events = globals_.n_events // views.n_global
         t = self.progress()
         warm = min(1.0, t / hp.warmup) if hp.warmup > 0 else 1.0
@@ -239,33 +244,29 @@ class SelfDistillation(LightningModule):
     def total_steps(self) -> int:
         return int(self.trainer.estimated_stepping_batches)
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         hp = self.hparams
         if not math.isfinite(self.trainer.estimated_stepping_batches):
             raise ValueError("the schedules need the length of the training: set trainer.max_steps or max_epochs")
         groups = parameter_groups(self.student, hp.learning_rate, hp.layer_decay)
         for group in groups:
             group["weight_decay"] = hp.weight_decay[0] if group["decays"] else 0.0
-        optimizer = torch.optim.AdamW(groups, lr=hp.learning_rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=[group["lr"] for group in groups],
-            total_steps=self.total_steps,
-            pct_start=hp.warmup,
-            div_factor=10.0,
-            final_div_factor=1000.0,
-            cycle_momentum=hp.cycle_momentum,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return torch.optim.AdamW(groups, lr=hp.learning_rate)
 
     def on_train_batch_start(self, views: ViewBatch, batch_idx: int) -> None:
-        start, end = self.hparams.weight_decay
+        """Learning rate, β₁ and weight decay of this step. Functions of the progress alone: no scheduler has a state
+        that a resumed run, or one made longer, would have to agree with."""
+        t, hp = self.progress(), self.hparams
+        rate, beta = one_cycle(t, hp.warmup)
+        decay = _cosine(hp.weight_decay, t)
         for group in self.optimizers().param_groups:
-            if group["decays"]:
-                group["weight_decay"] = end + (start - end) * 0.5 * (1 + math.cos(math.pi * self.progress()))
+            group["lr"] = group["peak"] * rate
+            group["betas"] = (beta if hp.cycle_momentum else 0.9, 0.999)
+            group["weight_decay"] = decay if group["decays"] else 0.0
+        self.log("train/learning_rate", hp.learning_rate * rate)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        norms = [p.grad.norm() for p in self.student.parameters() if p.grad is not None]
+        norms = torch._foreach_norm([p.grad for p in self.student.parameters() if p.grad is not None])
         self.log("train/gradient_norm", torch.stack(norms).norm())
 
     def optimizer_step(self, *args: object, **kwargs: object) -> None:
@@ -275,8 +276,7 @@ class SelfDistillation(LightningModule):
     @torch.no_grad()
     def update_teacher(self) -> None:
         """teacher ← m teacher + (1 - m) student, m(t) cosine; once per optimiser step."""
-        start, end = self.hparams.teacher_momentum
-        momentum = end + (start - end) * 0.5 * (1 + math.cos(math.pi * self.progress()))
+        momentum = _cosine(self.hparams.teacher_momentum, self.progress())
         teacher, student = list(self.teacher.parameters()), [p.detach() for p in self.student.parameters()]
         torch._foreach_lerp_(teacher, student, 1.0 - momentum)
 
@@ -309,11 +309,13 @@ def mask_points(
         The batch with jittered masked points, and the mask, bool (N,).
     """
     view, n_views = batch.event_index, batch.n_events
-    cells = quantize(batch.coord, batch.offsets, size)
+    corner = batch.coord.new_full((n_views, 3), torch.inf)
+    corner = corner.scatter_reduce(0, view[:, None].expand(-1, 3), batch.coord, "amin")
+    cells = quantize(batch.coord - corner[view], batch.offsets, size)
     extent = cells.amax(0) + 1 if len(cells) else cells.new_ones(3)
     inside = (cells[:, 0] * extent[1] + cells[:, 1]) * extent[2] + cells[:, 2]
-    occupied, cell = torch.unique(torch.stack([view, inside], 1), dim=0, return_inverse=True)
-    cell_view = occupied[:, 0]
+    occupied, cell = torch.unique(view * extent.prod() + inside, return_inverse=True)
+    cell_view = occupied // extent.prod()
     key = counter_uniform(batch.seeds[cell_view], _grid_key(cells, cell, len(occupied)))
     group = cell_view if scope == "view" else torch.zeros_like(cell_view)
     n_groups = n_views if scope == "view" else 1
@@ -405,15 +407,34 @@ def all_sum(x: Tensor) -> Tensor:
     return x
 
 
+# ---------------------------------------------------------------------- schedules
+
+
+def one_cycle(t: float, warmup: float) -> tuple[float, float]:
+    """Learning rate as a share of its peak, and the β₁ that is cycled with it, at progress ``t`` in [0, 1].
+
+    Cosine from 1/10 to 1 over the warm-up, cosine to 1/10⁴ over the rest; β₁ from 0.95 to 0.85 and back (Smith, Topin,
+    arXiv 1708.07120).
+    """
+    if t < warmup:
+        return _cosine((0.1, 1.0), t / warmup), _cosine((0.95, 0.85), t / warmup)
+    rest = (t - warmup) / max(1e-9, 1 - warmup)
+    return _cosine((1.0, 1e-4), rest), _cosine((0.85, 0.95), rest)
+
+
 def _between(ends: tuple[float, float], share: float) -> float:
     return ends[0] + (ends[1] - ends[0]) * share
+
+
+def _cosine(ends: tuple[float, float], share: float) -> float:
+    return ends[1] + (ends[0] - ends[1]) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 # ---------------------------------------------------------------------- parameter groups
 
 
 def parameter_groups(student: Branch, learning_rate: float, layer_decay: float) -> list[dict]:
-    """AdamW groups: the learning rate falls by ``layer_decay`` per encoder block counted from the last one, all else
+    """AdamW groups: the peak learning rate falls by ``layer_decay`` per encoder block counted from the last, all else
     trains at the full rate; biases, norms, LayerScale, mask token and vectors are not decayed (``decays`` False)."""
     depths = student.backbone.depths
     groups: dict[tuple[float, bool], dict] = {}
@@ -427,6 +448,6 @@ def parameter_groups(student: Branch, learning_rate: float, layer_decay: float) 
             scale = layer_decay ** (sum(depths) - 1 - block)
         spared = parameter.ndim == 1 or any(word in name for word in ("bias", "norm", "gamma", "token"))
         decays = not spared
-        group = groups.setdefault((scale, decays), {"params": [], "lr": learning_rate * scale, "decays": decays})
+        group = groups.setdefault((scale, decays), {"params": [], "peak": learning_rate * scale, "decays": decays})
         group["params"].append(parameter)
     return list(groups.values())

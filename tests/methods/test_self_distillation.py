@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ import torch
 import yaml
 from lightning import Trainer
 
-from nufm.data.event import PointBatch, offsets_from_counts
+from nufm.data.event import Event, PointBatch, offsets_from_counts
+from nufm.data.transforms import NormalizeCoord
 from nufm.data.views import ViewBatch
 from nufm.methods.self_distillation import (
     SelfDistillation,
     _roll_views,
     mask_points,
+    one_cycle,
     parameter_groups,
     sinkhorn,
     view_mean,
@@ -24,6 +27,7 @@ from nufm.models.ptv3 import PointTransformerV3
 from nufm.ops.serialize import quantize
 
 GRID = 0.05
+REPOSITORY = Path(__file__).parents[2]
 
 
 def make_batch(counts: list[int], seed: int = 0, extent: float = 1.0) -> PointBatch:
@@ -193,11 +197,11 @@ def test_mask_hides_whole_cells_and_the_right_share_of_each_view() -> None:
     masked, mask = mask_points(batch, 0.5, 0.6, "view", (0.0005, 0.001))
     for v in range(4):
         rows = slice(int(batch.offsets[v]), int(batch.offsets[v + 1]))
-        coord = batch.coord[rows].double().numpy()
-        if not len(coord):
+        if rows.start == rows.stop:
             continue
         hidden: dict[tuple, set] = {}
-        cells = np.floor(batch.coord[rows].numpy() / np.float32(0.5)).astype(int)
+        coord = batch.coord[rows].numpy()
+        cells = np.floor((coord - coord.min(0)) / np.float32(0.5)).astype(int)
         for c, m in zip(map(tuple, cells), mask[rows].tolist(), strict=True):
             hidden.setdefault(c, set()).add(m)
         assert all(len(s) == 1 for s in hidden.values()), "a cell is half hidden"
@@ -215,7 +219,8 @@ def test_mask_does_not_depend_on_batch_mates() -> None:
 def test_mask_over_the_batch_draws_the_share_once() -> None:
     batch = make_batch([200, 50, 350])
     _, mask = mask_points(batch, 0.3, 0.5, "batch", (0.0005, 0.001))
-    cells = torch.cat([batch.event_index[:, None], quantize(batch.coord, batch.offsets, 0.3)], 1)
+    low = torch.stack([part.coord.amin(0) for part in batch.split()])[batch.event_index]
+    cells = torch.cat([batch.event_index[:, None], ((batch.coord - low) / 0.3).floor().long()], 1)
     occupied = torch.unique(cells, dim=0)
     assert len(torch.unique(cells[mask], dim=0)) == int(0.5 * len(occupied))
 
@@ -297,12 +302,62 @@ def test_teacher_follows_the_student() -> None:
         torch.testing.assert_close(after, before + 0.1)
 
 
+# ---------------------------------------------------------------------- schedules
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 20, 1000])
+def test_learning_rate_cycle_against_torch(steps: int) -> None:
+    """torch's OneCycleLR, whose phases end one step early; it divides by zero where the warm-up is one step."""
+    rates = [one_cycle(k / steps, 0.05)[0] for k in range(steps)]
+    assert rates[0] == pytest.approx(0.1) and all(0 < r <= 1 for r in rates)
+    if steps == 1000:
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.AdamW([parameter], lr=1.0)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, 1.0, steps, pct_start=0.05, div_factor=10, final_div_factor=1000
+        )
+        for k in range(steps):
+            group = optimizer.param_groups[0]
+            assert rates[k] == pytest.approx(group["lr"], abs=0.02)
+            assert one_cycle(k / steps, 0.05)[1] == pytest.approx(group["betas"][0], abs=0.003)
+            optimizer.step()
+            if k < steps - 1:
+                schedule.step()
+    assert one_cycle(1.0, 0.05) == pytest.approx((1e-4, 0.95))
+    assert one_cycle(0.05, 0.05) == pytest.approx((1.0, 0.85))
+
+
+@pytest.mark.parametrize("cycle, beta", [(True, 0.85), (False, 0.9)])
+def test_groups_follow_the_schedules(cycle: bool, beta: float) -> None:
+    method = attach_trainer(small_method(cycle_momentum=cycle), steps=100)
+    optimizer = method.configure_optimizers()
+    method.optimizers = lambda: optimizer
+    decay = {}
+    for t in (0.0, 0.05, 0.5, 1.0):
+        method.progress = lambda t=t: t
+        method.on_train_batch_start(None, 0)
+        decay[t] = {g["weight_decay"] for g in optimizer.param_groups}
+        if t == 0.05:
+            assert all(g["lr"] == pytest.approx(g["peak"]) for g in optimizer.param_groups)
+            assert all(g["betas"] == (pytest.approx(beta), 0.999) for g in optimizer.param_groups)
+    for t, expected in ((0.0, 0.04), (0.5, 0.12), (1.0, 0.2)):
+        assert sorted(decay[t]) == pytest.approx([0.0, expected])
+
+
+def test_too_few_views_are_refused() -> None:
+    views = make_views(1)
+    with pytest.raises(ValueError, match="2 global and 0 local"):
+        attach_trainer(small_method()).training_step(
+            ViewBatch(views.globals_, views.globals_.select([]), n_global=2, n_local=0), 0
+        )
+
+
 # ---------------------------------------------------------------------- paper size
 
 
 @pytest.fixture(scope="module")
 def paper_method() -> SelfDistillation:
-    run = yaml.safe_load(open("configs/pretrain/panda.yaml"))["model"]["init_args"]
+    run = yaml.safe_load((REPOSITORY / "configs" / "pretrain" / "panda.yaml").read_text())["model"]["init_args"]
     with torch.device("meta"):
         encoder = PointTransformerV3(**run.pop("encoder")["init_args"])
         return SelfDistillation(encoder, **run)
@@ -319,7 +374,7 @@ def test_paper_size_counts(paper_method: SelfDistillation) -> None:
 def test_learning_rate_falls_by_block_and_vectors_do_not_decay(paper_method: SelfDistillation) -> None:
     groups = parameter_groups(paper_method.student, 2.6e-3, 0.9)
     of = {id(p): g for g in groups for p in g["params"]}
-    lr = {n: of[id(p)]["lr"] for n, p in paper_method.student.named_parameters() if p.requires_grad}
+    lr = {n: of[id(p)]["peak"] for n, p in paper_method.student.named_parameters() if p.requires_grad}
     assert lr["backbone.enc.enc0.block0.attn.qkv.weight"] == pytest.approx(3.16e-4, rel=2e-3)
     assert lr["backbone.enc.enc3.block0.attn.qkv.weight"] == pytest.approx(2.6e-3 * 0.9**11)
     assert lr["backbone.enc.enc4.block2.attn.qkv.weight"] == pytest.approx(2.6e-3)
@@ -337,3 +392,13 @@ def test_bad_options_are_refused() -> None:
         SelfDistillation(PointTransformerV3(depths=(1,), channels=(16,), heads=(1,), mask_token=False), upcast_levels=0)
     with pytest.raises(ValueError, match="upcast_levels is 3"):
         small_method(upcast_levels=3)
+
+
+def test_consecutive_voxels_are_consecutive_cells_of_the_tiny_run() -> None:
+    """Its lattice is that of the voxels; a cell edge that drifts through them would cut events in two."""
+    data = yaml.safe_load((REPOSITORY / "configs" / "tiny" / "panda.yaml").read_text())["data"]["init_args"]
+    normalise = NormalizeCoord(**data["transforms"][0]["init_args"])
+    voxel = np.arange(768, dtype=np.int32)[:, None].repeat(3, 1)
+    event = normalise(Event(voxel=voxel, energy=np.ones(768, np.float32)), np.random.default_rng(0))
+    cell = quantize(torch.from_numpy(event.coord), torch.tensor([0, 768]), data["grid_size"])
+    assert torch.equal(cell, torch.arange(768)[:, None].expand(-1, 3))
