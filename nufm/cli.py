@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,13 +28,13 @@ from rich.console import Console
 
 from nufm.checkpoint import save_pretrained
 from nufm.data.event import MOTIF_NAMES, PID_NAMES
-from nufm.methods.linear_probe import ProbeSettings
+from nufm.methods.linear_probe import OnlineProbe, ProbeSettings
 from nufm.running.checkpointing import AtomicCheckpointIO, RunCheckpoints, verify
 from nufm.running.folder import RUN_DIR_VARIABLE, MetricsCSV, config_name, git_state, write_record
 from nufm.running.guards import Interrupted, NonFiniteStep, SaveOnSignal, StepSeed, StopAtNaN
 from nufm.running.messages import run_help, shorter
 from nufm.running.progress import RunProgress
-from nufm.running.start import choose_run, default_precision, set_threads
+from nufm.running.start import choose_run, default_precision, set_matmul_precision, set_threads
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIG = REPOSITORY / "configs" / "tiny" / "panda.yaml"
@@ -185,6 +186,7 @@ class RunCLI(LightningCLI):
             return
         trainer = self.config.trainer
         set_threads(self.config.threads, trainer)
+        set_matmul_precision(trainer.accelerator)
         if trainer.precision is None:
             trainer.precision = default_precision(trainer.accelerator)
         # What is saved says what the run is, not where: it can be started again as it stands.
@@ -228,7 +230,8 @@ def pretrain(args: Sequence[str] | None = None) -> None:
     console = Console(stderr=True, soft_wrap=True)
     try:
         cli = RunCLI(sys.argv[1:] if args is None else args)
-    except (ValueError, FileNotFoundError) as error:
+        check_data(cli)
+    except (ValueError, OSError) as error:
         console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
         raise SystemExit(2) from None
     fit(cli, console)
@@ -245,6 +248,35 @@ def pretrain(args: Sequence[str] | None = None) -> None:
             report(cli)
         except ValueError as error:  # no labels or no test split; the training is done all the same
             console.print(f"no report: {error}", markup=False)
+
+
+def check_data(cli: RunCLI) -> None:
+    """Open the events that the run needs, the labelled ones of its end included, before anything is written.
+
+    Events that are still to be simulated or downloaded are left to the run.
+
+    Raises:
+        ValueError: a split has no files, or not the right ones.
+    """
+    data = cli.datamodule
+    if not hasattr(data, "reader") or data.root == "simulated" or data.root.startswith("hf://"):
+        return
+    needed = [("train", "")]
+    if cli.config.report.enabled:
+        needed.append(
+            ("test", "the report is scored on test events; name them with --data.splits, or train without a "
+             "report: --report.enabled false")
+        )  # fmt: skip
+    if any(isinstance(callback, OnlineProbe) for callback in cli.trainer.callbacks):
+        needed.append(
+            ("val", "OnlineProbe is scored on val events; name them with --data.splits, or leave it out of "
+             "trainer.callbacks")
+        )  # fmt: skip
+    for split, remedy in needed:
+        try:
+            data.reader(split)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{split} events: {error}" + (f"\n{remedy}" if remedy else "")) from error
 
 
 def fit(cli: RunCLI, console: Console) -> None:
@@ -279,8 +311,28 @@ def fit(cli: RunCLI, console: Console) -> None:
     except NonFiniteStep as error:
         console.print(f"stopped: {error}", style="bold red", markup=False, highlight=False)
         raise SystemExit(1) from None
+    except ValueError as error:
+        said = data_fault(error)
+        if said is None:
+            raise
+        message = f"stopped: {said}\nrun folder {run_dir}"
+        console.print(message, style="bold red", markup=False, highlight=False)
+        raise SystemExit(1) from None
     finally:
         os.environ.pop(RUN_DIR_VARIABLE, None)
+
+
+def data_fault(error: ValueError) -> str | None:
+    """What ``error`` says if it is about the events; None if it was raised elsewhere than in ``nufm.data``.
+
+    A loader process sends its traceback as the message of the error.
+    """
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    said = str(error)
+    if said.startswith("Caught ValueError in DataLoader worker"):
+        raised_in = said.rpartition('File "')[2].partition('"')[0]
+        said = said.rpartition("\nValueError: ")[2].strip()
+    return said if (REPOSITORY / "nufm" / "data") in Path(raised_in).resolve().parents else None
 
 
 def export(cli: RunCLI) -> None:

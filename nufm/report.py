@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from nufm.checkpoint import untrained_twin
 from nufm.data.event import MOTIF_NAMES
 from nufm.methods.linear_probe import (
     Features,
@@ -28,7 +29,6 @@ from nufm.methods.linear_probe import (
     raw_features,
     score_probe,
 )
-from nufm.models.ptv3 import PointTransformerV3
 
 if TYPE_CHECKING:
     from lightning import LightningModule
@@ -40,13 +40,6 @@ ROWS = {
     "untrained": "same encoder, untrained",
     "pretrained": "same encoder, pretrained",
 }
-
-
-def untrained_twin(encoder: PointTransformerV3, seed: int) -> PointTransformerV3:
-    """The same architecture with fresh weights; leaves the global random state alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return type(encoder)(**encoder.arguments).eval()
 
 
 def probe_table(
@@ -73,7 +66,7 @@ def probe_table(
 
     jobs = [("raw", raw_features, seeds), ("pretrained", encoder_features(module.encoder), seeds)]
     for seed in seeds:
-        twin = untrained_twin(module.encoder, seed).to(device)
+        twin = untrained_twin(module.encoder, seed)
         jobs.append(("untrained", encoder_features(twin), (seed,)))
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -140,7 +133,7 @@ def write_report(
     event = datamodule.eval_dataset("test")[0]
     draw_event(event, pictures / "event.png")
     batch = next(iter(datamodule.probe_dataloader("test", 1))).select([0]).to(module.device)
-    encoders = {"untrained": untrained_twin(module.encoder, 0).to(module.device), "pretrained": module.encoder}
+    encoders = {"untrained": untrained_twin(module.encoder, 0), "pretrained": module.encoder}
     with torch.no_grad():
         colours = {name: pca_colours(encoder_features(e)(batch).cpu().numpy()) for name, e in encoders.items()}
     compare_panels(event, colours, pictures / "features.png")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nufm.checkpoint import from_pretrained, load_panda_pth, save_pretrained
+from nufm.checkpoint import from_pretrained, load_panda_pth, save_pretrained, untrained_twin
 from nufm.data.event import MOTIF_NAMES, PointBatch
 from nufm.data.pilarnet import PILArNetReader
 from nufm.data.transforms import Compose, GridSample, LogEnergy, NormalizeCoord, RandomFlip, event_transforms
@@ -118,6 +118,17 @@ def test_untrained_twin(export, event) -> None:
     twin = loaded.untrained(seed=1)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(features(twin.encoder, event), features(encoder(1), event))
+
+
+def test_untrained_twin_does_not_reseed_other_generators(monkeypatch) -> None:
+    """torch.manual_seed would seed every GPU, now or as soon as CUDA starts, and nothing would put it back."""
+    reseeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
+    original = encoder(1)
+    reseeded.clear()
+    twin = untrained_twin(original, 1)
+    assert reseeded == [] and not twin.training
+    assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), original.parameters(), strict=True))
 
 
 def test_loading_leaves_the_random_state_alone(export) -> None:

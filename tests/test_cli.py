@@ -8,18 +8,22 @@ import json
 import os
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 import yaml
 from rich.console import Console
-from run_support import write_config, write_data
+from run_support import write_config, write_data, write_events
 
 from nufm.checkpoint import from_pretrained
 from nufm.cli import RunCLI, pretrain
+from nufm.machine import available_cores
+from nufm.running import folder as run_folder
 from nufm.running.checkpointing import AtomicCheckpointIO
-from nufm.running.folder import MetricsCSV, available_cores, config_name, git_state, new_run_folder
+from nufm.running.folder import MetricsCSV, config_name, git_state, new_run_folder, write_record
 from nufm.running.progress import RunProgress, _clock, _short
-from nufm.running.start import choose_run, default_precision
+from nufm.running.start import choose_run, default_precision, set_matmul_precision
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +126,94 @@ def test_print_config_is_a_configuration(folder, tmp_path, capsys):
     path.write_text(text)
     again = RunCLI(["--config", str(path)], build=False).config
     assert again.data.init_args.batch_size == 6 and again.trainer.max_steps == 3
+
+
+# ---------------------------------------------------------------------- data that is not there, or damaged
+
+
+def _one_file(path: Path) -> Path:
+    return write_events(path / "all.h5", 8)
+
+
+def _no_train(path: Path) -> Path:
+    write_events(path / "test" / "a.h5", 4)
+    return path
+
+
+def _empty(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def _empty_split(path: Path) -> Path:
+    write_data(path)
+    (path / "test" / "events.h5").unlink()
+    return path
+
+
+def _not_hdf5(path: Path) -> Path:
+    path.write_text("x y z")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "words"),
+    [
+        (lambda path: path, {}, ["train", "is not there"]),
+        (_empty, {}, ["train", "without *.h5"]),
+        (_no_train, {}, ["no split 'train'"]),
+        (_not_hdf5, {}, ["not an HDF5 file"]),
+        (_empty_split, {"report": {"enabled": True}}, ["test", "without *.h5", "--report.enabled false"]),
+        (_one_file, {"report": {"enabled": True}}, ["'test'", "--report.enabled false", "--data.splits"]),
+        (
+            _one_file,
+            {"trainer__callbacks": [{"class_path": "nufm.methods.linear_probe.OnlineProbe"}]},
+            ["'val'", "OnlineProbe", "--data.splits"],
+        ),
+    ],
+    ids=["missing", "empty", "no-train", "not-hdf5", "empty-split", "no-test", "no-val"],
+)
+def test_bad_data_is_refused_before_anything_is_written(tmp_path, capsys, make, changes, words):
+    config = write_config(tmp_path / "mini.yaml", make(tmp_path / "data"), **changes)
+    run = tmp_path / "out" / "run"
+    with pytest.raises(SystemExit) as stop:
+        pretrain(["--config", str(config), "--run", str(run)])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert all(word in said for word in words), said
+    assert len(said.splitlines()) <= 4 and "Traceback" not in said
+    assert not run.parent.exists(), "a refused run must leave nothing behind"
+
+
+def test_one_file_is_enough_without_report_and_probe(tmp_path):
+    config = write_config(tmp_path / "mini.yaml", _one_file(tmp_path / "data"), trainer__max_steps=1)
+    pretrain(["--config", str(config), "--run", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "export").is_dir()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_event_ends_the_run_with_its_message(tmp_path, capsys, workers):
+    path = write_events(tmp_path / "data" / "train" / "a.h5", 24)
+    with h5py.File(path, "r+") as file:
+        points = file["point"][17].copy()
+        points[8 * 5 + 3] = np.nan
+        file["point"][17] = points
+    config = write_config(tmp_path / "mini.yaml", tmp_path / "data", data__init_args__num_workers=workers)
+    with pytest.raises(SystemExit) as stop:
+        pretrain(["--config", str(config), "--run", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert "a.h5#17" in said and "energy" in said and str(tmp_path / "run") in said.split("stopped: ")[1]
+    assert "Traceback" not in said and (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(folder, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("nufm.methods.self_distillation.SelfDistillation.training_step", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        pretrain(["--config", str(folder / "mini.yaml"), "--run", str(folder / "broken")])
 
 
 # ---------------------------------------------------------------------- the run folder
@@ -249,6 +341,17 @@ def test_git_state_outside_of_a_repository(tmp_path):
     assert state["commit"] is None and state["reason"] and diff == ""
 
 
+def test_no_stale_diff_beside_a_clean_state(tmp_path, monkeypatch):
+    states = [({"commit": "a", "dirty": True}, "-x\n+y"), ({"commit": "b", "dirty": False}, "")]
+    for state in states:
+        monkeypatch.setattr(run_folder, "git_state", lambda _, state=state: state)
+        write_record(tmp_path, "threads: 1\n", tmp_path)
+    assert json.loads((tmp_path / "git.json").read_text())["commit"] == "b"
+    assert not (tmp_path / "git.diff").exists(), "the diff belongs to the earlier start"
+    assert (tmp_path / "git.diff.1").read_text() == "-x\n+y\n"
+    assert json.loads((tmp_path / "git.json.1").read_text())["commit"] == "a"
+
+
 # ---------------------------------------------------------------------- progress and hardware
 
 
@@ -291,6 +394,17 @@ def test_precision_and_threads(monkeypatch):
         assert default_precision("auto") == expected
     assert default_precision("cpu") == "32-true"
     assert 1 <= available_cores() <= (os.cpu_count() or 1)
+
+
+def test_float32_products_on_cuda_only(monkeypatch):
+    said = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", said.append)
+    for available, accelerator in ((False, "auto"), (False, "gpu"), (True, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=available: there)
+        set_matmul_precision(accelerator)
+    assert said == []
+    set_matmul_precision("auto")
+    assert said == ["high"]
 
 
 @pytest.mark.gpu

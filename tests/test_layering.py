@@ -17,8 +17,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Part of nufm -> parts it may import, itself and the bare package included. A dotted name stands for itself
 # only.
 ARROWS = {
+    "machine": {"machine"},  # what the machine offers; standard library only
     "data": {"data", "simulation"},  # simulation only inside functions: see LAZY
-    "simulation": {"simulation", "data.cache"},  # data.cache is a path, without torch
+    "simulation": {"simulation", "data.cache", "machine"},  # data.cache is a path, without torch
     "ops": {"ops"},
     "models": {"models", "ops", "data.event"},
     "metrics": {"metrics"},
@@ -26,7 +27,7 @@ ARROWS = {
     "display": {"display", "data"},
     "checkpoint": {"checkpoint", "models", "data.transforms", "data.event"},
     "report": {"report", "methods", "models", "data", "metrics", "display", "checkpoint"},
-    "running": {"running"},
+    "running": {"running", "machine"},
     "cli": {"cli", "running", "methods", "report", "checkpoint", "data.event"},
 }
 LAZY = {("data", "simulation")}  # allowed inside a function only: it compiles
@@ -37,6 +38,7 @@ BACKENDS = "ops.backends"
 
 # Part -> packages that must not appear in it at all.
 FORBIDDEN = {
+    "machine": {"torch", "lightning", "numpy"},
     "simulation": {"torch", "lightning", "torchmetrics", "matplotlib", "plotly"},
     "ops": {"lightning", "torchmetrics", "h5py"},
     "models": {"lightning", "torchmetrics", "h5py"},

@@ -1,6 +1,6 @@
 """Encoders on disk: exports of nufm, and released weights of others."""
 
-from nufm.checkpoint.export import Pretrained, from_pretrained, save_pretrained
+from nufm.checkpoint.export import Pretrained, from_pretrained, save_pretrained, untrained_twin
 from nufm.checkpoint.weights import load_panda_pth
 
-__all__ = ["Pretrained", "from_pretrained", "load_panda_pth", "save_pretrained"]
+__all__ = ["Pretrained", "from_pretrained", "load_panda_pth", "save_pretrained", "untrained_twin"]

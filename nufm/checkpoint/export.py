@@ -106,11 +106,26 @@ class Pretrained:
 
     def untrained(self, seed: int = 0) -> Pretrained:
         """The same architecture with fresh random weights; the global random state is left alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            twin = type(self.encoder)(**_arguments(self.encoder, None)).eval()
-        device = next(self.encoder.parameters()).device
-        return dataclasses.replace(self, encoder=twin.to(device), source=f"untrained, seed {seed}")
+        twin = untrained_twin(self.encoder, seed)
+        return dataclasses.replace(self, encoder=twin, source=f"untrained, seed {seed}")
+
+
+def untrained_twin(encoder: nn.Module, seed: int) -> nn.Module:
+    """The same architecture with fresh weights, in evaluation mode, on the same device.
+
+    The weights are drawn on the CPU, so that a seed means the same everywhere; the global random states, of the
+    GPUs too, are left alone.
+
+    Raises:
+        ValueError: the encoder does not keep its constructor arguments.
+    """
+    arguments = _arguments(encoder, None)
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reseed the GPUs too, which fork_rng does not undo here (forking all of them
+        # would start CUDA where it is not used); the weights need the CPU's generator only.
+        torch.default_generator.manual_seed(seed)
+        twin = type(encoder)(**arguments).eval()
+    return twin.to(next(encoder.parameters()).device)
 
 
 # ---- writing ------------------------------------------------------------

@@ -124,6 +124,7 @@ class MultiView:
     global_scale: tuple[float, float] = (0.4, 1.0)
     local_scale: tuple[float, float] = (0.1, 0.4)
     max_points: int = 30000
+    # None rather than the published lists: the YAML of a run cannot show objects that are defaults.
     shared: list[Transform] | None = None
     global_augment: list[Transform] | None = None
     local_augment: list[Transform] | None = None

@@ -28,6 +28,8 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from nufm.machine import available_cores
+
 RUN_DIR_VARIABLE = "NUFM_RUN_DIR"
 """Set for the processes that Lightning starts on this machine, so that all ranks use one folder."""
 
@@ -179,33 +181,19 @@ def _processor() -> str:
     )
 
 
-def available_cores() -> int:
-    """CPU cores this process may use: its affinity (as Slurm sets it) and its control group's quota
-    (containers).
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass  # no control groups: the affinity stands
-    return cores
-
-
 def write_record(folder: Path, config: str, repository: Path) -> None:
-    """Write config.yaml, git.json (git.diff) and environment.json; those of an earlier start are kept as
-    ``*.1``, …
+    """Write config.yaml, git.json, git.diff (if the tree was changed) and environment.json; those of an earlier
+    start are kept as ``*.1``, …
     """
     folder.mkdir(parents=True, exist_ok=True)
     git, diff = git_state(repository)
-    files = {
+    files: dict[str, str | None] = {
         "config.yaml": config,
         "git.json": json.dumps(git, indent=1) + "\n",
         "environment.json": json.dumps(environment(), indent=1) + "\n",
+        # None: an earlier start's diff must not stand beside a git.json that says the tree was clean.
+        "git.diff": diff + "\n" if diff else None,
     }
-    if diff:
-        files["git.diff"] = diff + "\n"
     for name, text in files.items():
         path = folder / name
         if path.exists():
@@ -215,7 +203,8 @@ def write_record(folder: Path, config: str, repository: Path) -> None:
             while path.with_name(f"{name}.{k}").exists():
                 k += 1
             path.rename(path.with_name(f"{name}.{k}"))
-        write_atomic(path, text)
+        if text is not None:
+            write_atomic(path, text)
 
 
 def write_atomic(path: Path, text: str) -> None:

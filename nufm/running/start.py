@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from nufm.machine import available_cores
 from nufm.running.checkpointing import newest_checkpoint, newest_run, verify
-from nufm.running.folder import RUN_DIR_VARIABLE, available_cores, new_run_folder, slurm_job
+from nufm.running.folder import RUN_DIR_VARIABLE, new_run_folder, slurm_job
 
 
 def choose_run(runs: Path, run: str | None, ckpt_path: str | None) -> tuple[Path, Path | None]:
@@ -68,5 +69,16 @@ def set_threads(threads: int | None, trainer: Any) -> None:
 
 def default_precision(accelerator: str) -> str:
     """bfloat16 where a GPU computes in it; float32 elsewhere, where it would be slower."""
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    bf16 = _on_cuda(accelerator) and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if bf16 else "32-true"
+
+
+def set_matmul_precision(accelerator: str) -> None:
+    """On CUDA, float32 products may use TensorFloat-32; on a CPU the setting is left alone."""
+    if _on_cuda(accelerator):
+        # "high" is the published setting of Panda's pretraining; what autocast leaves in float32 gains by it.
+        torch.set_float32_matmul_precision("high")
+
+
+def _on_cuda(accelerator: str) -> bool:
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()

@@ -18,17 +18,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from nufm.machine import available_cores
+
 if TYPE_CHECKING:
     from nufm.simulation.dataset import SimulationSpec
     from nufm.simulation.truth import Truth
 
 CHUNK = 8  # events per job: small enough to keep workers busy to the end, large enough to hide the pipe
 AHEAD = 8  # jobs per worker that may wait to be written: bounds the memory
-
-
-def cpu_count() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parallel_events(
@@ -45,7 +42,7 @@ def parallel_events(
     from nufm.simulation.dataset import simulate_event
 
     chunks = [list(indices[i : i + CHUNK]) for i in range(0, len(indices), CHUNK)]
-    workers = min(cpu_count() if workers is None else workers, len(chunks))
+    workers = min(available_cores() if workers is None else workers, len(chunks))
     if workers <= 1:
         for index in indices:
             yield simulate_event(spec, seed, stream, index)

@@ -1,0 +1,40 @@
+"""The cores a process may use, for torch's threads and for the simulation's workers."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from nufm import machine
+from nufm.simulation import workers
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("max 100000\n", 8),
+        ("200000 100000\n", 2),
+        ("250000 100000\n", 2),
+        ("50000 100000\n", 1),
+        ("6400000 100000\n", 8),
+        ("nonsense\n", 8),
+        (None, 8),
+    ],
+)
+def test_cores_respect_affinity_and_quota(tmp_path, monkeypatch, text, expected):
+    quota = tmp_path / "cpu.max"
+    if text is not None:
+        quota.write_text(text)
+    monkeypatch.setattr(machine, "CPU_QUOTA", quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert machine.available_cores() == expected
+
+
+def test_simulation_starts_no_more_workers_than_the_quota(tmp_path, monkeypatch):
+    """With a quota of one core, 'one worker per core' simulates in this process."""
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(workers, "_start", lambda: pytest.fail("a process was started"))
+    monkeypatch.setattr("nufm.simulation.dataset.simulate_event", lambda spec, seed, stream, index: index)
+    assert list(workers.parallel_events(None, 0, 0, range(40), None)) == list(range(40))
