@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import yaml
 
 from nufm.cli import DEFAULT_CONFIG, RunCLI
+from nufm.data.transforms import EnergyJitter, view_augmentation
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUNS = sorted(p for p in (REPOSITORY / "configs").rglob("*.yaml") if p.parent.name != "data")
@@ -103,6 +105,132 @@ def test_paper_run_has_the_published_size():
     assert sum(p.numel() for p in model.student.backbone.parameters()) == 90_758_832
     assert sum(p.numel() for p in model.student.parameters()) == 103_882_928
     assert not any(p.requires_grad for p in model.teacher.parameters())
+
+
+# Panda as published: arXiv 2512.01324, and the released training configuration "smallmask"
+# (DeepLearnPhysics/pimm). Typed here a second time, by name as in this code, so that a typing error in the file,
+# or a default that moves, shows.
+PUBLISHED = {
+    "model.class_path": "nufm.methods.self_distillation.SelfDistillation",
+    "model.init_args.encoder.class_path": "nufm.models.ptv3.PointTransformerV3",
+    "model.init_args.encoder.init_args": {
+        "in_channels": 4,  # x, y, z, log-energy
+        "depths": (3, 3, 3, 9, 3),
+        "channels": (48, 96, 192, 384, 512),
+        "heads": (3, 6, 12, 24, 32),
+        "window": 256,
+        "curves": ("hilbert", "hilbert-trans", "z", "z-trans"),
+        "mlp_ratio": 4.0,
+        "drop_path": 0.3,
+        "layer_scale": 1e-5,
+        "mask_token": True,
+    },
+    "model.init_args": {
+        "head_hidden": 4096,
+        "head_bottleneck": 256,
+        "prototypes": 4096,
+        "upcast_levels": 2,
+        "student_temperature": 0.1,
+        "teacher_temperature": (0.04, 0.07),
+        "targets": "sinkhorn",
+        "sinkhorn_iterations": 3,
+        "teacher_momentum": (0.994, 1.0),
+        "loss_weights": (2 / 8, 2 / 8, 4 / 8),
+        "mask_size": (0.01, 0.075),
+        "mask_ratio": (0.5, 0.9),
+        "mask_scope": "batch",
+        "mask_jitter": (0.0005, 0.001),
+        "match_distance": 0.002,
+        "warmup": 0.05,
+        "learning_rate": 2.6e-3,
+        "layer_decay": 0.9,
+        "weight_decay": (0.04, 0.20),
+        "cycle_momentum": True,
+    },
+    "data.class_path": "nufm.data.datamodule.PointDataModule",
+    "data.init_args": {
+        "energy_threshold": 0.13,  # MeV
+        "min_points": 1024,
+        "max_events": 1_000_000,
+        "subset_seed": None,  # the first events
+        "grid_size": 0.001,
+        "batch_size": 48,
+    },
+    "trainer": {
+        "max_steps": 208_330,
+        "devices": 4,
+        "precision": "bf16-mixed",
+        "gradient_clip_val": 3.0,
+        "accumulate_grad_batches": 1,
+    },
+    "": {"seed_everything": 0},
+}
+VIEWS = {
+    "n_global": 2,
+    "n_local": 6,
+    "global_scale": (0.4, 1.0),
+    "local_scale": (0.1, 0.4),
+    "max_points": 30_000,
+}
+TRANSFORMS = [
+    ("NormalizeCoord", {"centre": 384.0, "scale": 665.10751}),  # 768 √3 / 2 voxels
+    ("LogEnergy", {"epsilon": 0.01, "e_max": 20.0}),
+    ("GridSample", {"size": 0.001}),
+]
+AUGMENTATION = [
+    ("CenterShift", {}),
+    ("RandomRotate", {"axis": "z", "p": 0.8, "max_angle": math.pi}),
+    ("RandomRotate", {"axis": "x", "p": 0.8, "max_angle": math.pi}),
+    ("RandomRotate", {"axis": "y", "p": 0.8, "max_angle": math.pi}),
+    ("RandomFlip", {"axes": "xyz", "p": 0.5}),
+    ("CoordJitter", {"sigma": 0.00025, "clip": 0.001}),
+]
+SHARED = [("EnergyJitter", {"sigma": 0.05, "clip": 0.05, "p": 0.8})]
+
+
+def _at(config: object, path: str) -> object:
+    for key in path.split(".") if path else ():
+        config = config[key]
+    return config
+
+
+def _plain(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _listed(transforms: list) -> list[tuple[str, dict]]:
+    found = [(type(t).__name__, vars(t)) for t in transforms]
+    # Axes may be a word or a list of letters.
+    return [(n, {k: "".join(v) if k == "axes" else v for k, v in f.items()}) for n, f in found]
+
+
+def test_paper_run_is_the_published_one():
+    cli = RunCLI(["--config", str(PAPER)], build=False)
+    for path, expected in PUBLISHED.items():
+        found = _at(cli.config, path)
+        if isinstance(expected, str):
+            assert found == expected, path
+            continue
+        for name, value in expected.items():
+            where = f"{path}.{name} is {found[name]!r}"
+            if isinstance(value, float) or (isinstance(value, tuple) and isinstance(value[0], float)):
+                assert _plain(found[name]) == pytest.approx(value, rel=1e-12), where
+            else:
+                assert _plain(found[name]) == value, where
+
+
+def test_paper_run_cuts_and_augments_as_published():
+    cli = RunCLI(["--config", str(PAPER)], build=False)
+    with torch.device("meta"):
+        data = cli.parser.instantiate_classes(cli.config).data
+    views = data.views
+    assert {name: _plain(getattr(views, name)) for name in VIEWS} == VIEWS
+    assert _listed(data.transforms) == TRANSFORMS
+    assert not data.augment
+    # None stands for the published lists.
+    for chosen in (views.global_augment, views.local_augment):
+        assert _listed(view_augmentation() if chosen is None else chosen) == AUGMENTATION
+    assert _listed([EnergyJitter()] if views.shared is None else views.shared) == SHARED
 
 
 def test_short_flags_reach_the_configuration():
