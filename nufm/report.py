@@ -76,7 +76,7 @@ def probe_table(
     return {
         "task": f"{len(MOTIF_NAMES)}-class {label}, linear probe, macro-F1 on held-out events",
         "classes": list(MOTIF_NAMES),
-        "events": {"train": n_events, "test": n_events},
+        "events": {s: min(n_events, len(datamodule.reader(s))) for s in ("train", "test")},
         "probe": dataclasses.asdict(settings) | {"seeds": list(seeds)},
         "scores": {row: {"label": ROWS[row], "per_seed": scores[row]} | _summary(scores[row]) for row in ROWS},
     }
@@ -92,13 +92,25 @@ def _summary(per_seed: list[dict]) -> dict:
 
 
 def markdown(report: dict) -> str:
-    """The table as README and report.md show it: F1 in per cent, mean ± standard deviation over the seeds."""
+    """The table as README and report.md show it, and below it what the numbers are and where they come from.
+
+    F1 is in per cent. ``report`` is as in report.json; without ``events`` and ``probe`` there is the table only.
+    """
     head = ["features", "macro-F1", *report["classes"]]
     lines = [" | ".join(head), " | ".join(["---", *["---:"] * (len(head) - 1)])]
     for row in report["scores"].values():
         macro = f"**{100 * row['macro_f1_mean']:.1f} ± {100 * row['macro_f1_std']:.1f}**"
         lines.append(" | ".join([row["label"], macro, *[f"{100 * f:.1f}" for f in row["f1_mean"]]]))
-    return "\n".join(f"| {line} |" for line in lines) + "\n"
+    table = "\n".join(f"| {line} |" for line in lines) + "\n"
+    if "events" not in report or "probe" not in report:
+        return table
+    events, seeds = report["events"], report["probe"]["seeds"]
+    origin = ", simulated by nufm" if report.get("simulated") else ""
+    return (
+        f"{table}\nF1 × 100 per point, mean ± standard deviation over {len(seeds)} probe seeds "
+        f"({', '.join(map(str, seeds))}); fitted on {events['train']} and scored on {events['test']} other "
+        f"events{origin}.\n"
+    )
 
 
 def print_table(report: dict, console: Console) -> None:
@@ -122,11 +134,14 @@ def write_report(
     """Probe, pictures, ``report.json`` and ``report.md`` in the run folder; returns what report.json holds."""
     # Drawing needs matplotlib and plotly, which take a second to import: only when there is something to draw.
     from nufm.display.event import compare_panels, draw_event, pca_colours
+    from nufm.display.geometry import is_simulated
     from nufm.display.plots import score_bars, training_curves
 
     run_dir = Path(run_dir)
     report = probe_table(module, datamodule, n_events, settings or ProbeSettings())
-    report["simulated"] = datamodule.root == "simulated"
+    # The files say so themselves: a data set that was simulated beforehand keeps the label.
+    simulated = {split: is_simulated(datamodule.reader(split)[0]) for split in ("train", "test")}
+    report["simulated"] = any(simulated.values())
     pictures = run_dir / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
 
@@ -139,7 +154,8 @@ def write_report(
     compare_panels(event, colours, pictures / "features.png")
     score_bars(report, pictures / "probe.png")
     if (run_dir / "metrics.csv").exists():
-        training_curves(run_dir / "metrics.csv", pictures / "training.png")
+        title = "/".join(run_dir.resolve().parts[-2:]) + ("   ·   simulated by nufm" if simulated["train"] else "")
+        training_curves(run_dir / "metrics.csv", pictures / "training.png", title)
     (run_dir / "report.json").write_text(json.dumps(report, indent=1))
     (run_dir / "report.md").write_text(markdown(report))
     return report

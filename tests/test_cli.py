@@ -352,6 +352,32 @@ def test_no_stale_diff_beside_a_clean_state(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "git.json.1").read_text())["commit"] == "a"
 
 
+@pytest.mark.parametrize("simulated", [True, False])
+def test_report_says_what_it_was_fitted_and_scored_on(tmp_path, monkeypatch, simulated):
+    """The events' files say whether nufm simulated them, wherever they are."""
+    data = write_data(tmp_path / "data")
+    for path in data.glob("*/*.h5") if simulated else ():
+        with h5py.File(path, "r+") as file:
+            file.attrs["producer"] = "simulated by nufm"
+    titles = []
+    monkeypatch.setattr("nufm.display.plots.training_curves", lambda *given: titles.append(given[2]))
+    probe = {"epochs": 1, "batch_size": 512}
+    config = write_config(
+        tmp_path / "mini.yaml",
+        data,
+        trainer__max_steps=1,
+        report={"enabled": True, "n_events": 6, "probe": probe},
+    )
+    pretrain(["--config", str(config), "--run", str(tmp_path / "mini" / "one")])
+    report = json.loads((tmp_path / "mini" / "one" / "report.json").read_text())
+    assert report["simulated"] is simulated
+    assert report["events"] == {"train": 6, "test": 4}, "there are four test events only"
+    table, caption = (tmp_path / "mini" / "one" / "report.md").read_text().split("\n\n")
+    assert "fitted on 6 and scored on 4 other events" in caption and "3 probe seeds (0, 1, 2)" in caption
+    assert ("simulated by nufm" in caption) is simulated and "simulated" not in table
+    assert titles == ["mini/one" + ("   ·   simulated by nufm" if simulated else "")]
+
+
 # ---------------------------------------------------------------------- progress and hardware
 
 
