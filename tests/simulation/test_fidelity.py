@@ -7,6 +7,7 @@ benchmarks/simulation_fidelity.py.
 import dataclasses
 import importlib.util
 import itertools
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _benchmark():
+    sys.path.insert(0, str(ROOT / "benchmarks"))  # as when it is run as a script: it imports its neighbour
     spec = importlib.util.spec_from_file_location("fidelity", ROOT / "benchmarks" / "simulation_fidelity.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
