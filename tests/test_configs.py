@@ -49,7 +49,7 @@ def test_header_says_command_hardware_time_and_score(path):
     assert re.search(r"CPU|GPU|A100|H100|H200", fields["hardware"])
     assert re.search(r"\d+ ?(s|min|h|days?)\b", fields["time"]), "a time with its unit"
     assert re.search(r"\d|README", fields["score"])
-    assert len(path.read_text().splitlines()) <= 90
+    assert len(path.read_text().splitlines()) <= 100
 
 
 @pytest.mark.parametrize("path", RUNS, ids=NAMES)
