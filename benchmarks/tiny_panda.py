@@ -1,47 +1,51 @@
-"""The table in the README: what `python scripts/pretrain.py` scores on this machine, and how long each part takes.
+"""The table and pictures in the README, taken from a finished default run.
 
-    python benchmarks/tiny_panda.py          # about 10 minutes on two CPU cores
+    python scripts/pretrain.py && python benchmarks/tiny_panda.py runs/tiny-panda/<time>
 """
 
 from __future__ import annotations
 
+import csv
+import json
 import shutil
+import statistics
 import sys
-import time
+from datetime import datetime
+from pathlib import Path
 
-from record import RESULTS, write_result
-from rich.console import Console
+from record import RESULTS
 
-from nufm.cli import RunCLI, export, fit
-from nufm.report import markdown, print_table, write_report
+from nufm.checkpoint import from_pretrained
+from nufm.report import markdown
 
 
-def main() -> None:
-    console = Console(stderr=True)
-    start = time.perf_counter()
-    cli = RunCLI(sys.argv[1:])
-    cli.datamodule.prepare_data()
-    simulated = time.perf_counter()
-    fit(cli, console)
-    trained = time.perf_counter()
-    export(cli)
-    options = cli.config_init.report
-    report = write_report(cli.model, cli.datamodule, cli.run_dir, options.n_events, options.probe)
-    ended = time.perf_counter()
-    print_table(report, console)
-    steps, batch = cli.trainer.global_step, cli.datamodule.batch_size
-    report |= {
-        "seed": cli.config.seed_everything,
+def main(run: Path) -> None:
+    report, git, machine = (json.loads((run / f"{n}.json").read_text()) for n in ("report", "git", "environment"))
+    with open(run / "metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("events_per_s")]
+    started = datetime.strptime(machine["started"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    export = from_pretrained(run)
+    result = {
+        "commit": git["commit"],
+        "uncommitted_changes": git["dirty"],
+        "hardware": f"{machine['cpu_cores']} cores of {machine['processor']}",
+        "threads": machine["torch_threads"],
+        "python": machine["python"],
+        "packages": machine["packages"],
         "data": "simulated by nufm",
-        "seconds": {"simulation": simulated - start, "training": trained - simulated, "probe": ended - trained},
-        "steps": steps,
-        "training_events_per_second": steps * batch / (trained - simulated),
-        "encoder_parameters": sum(p.numel() for p in cli.model.encoder.parameters()),
+        "seed": 0,
+        "steps": export.extra["steps"],
+        "encoder_parameters": sum(p.numel() for p in export.encoder.parameters()),
+        "training_events_per_s_median": statistics.median(float(row["events_per_s"]) for row in rows),
+        "seconds_from_run_folder_to_report": (run / "report.json").stat().st_mtime - started,
+        **report,
     }
-    write_result("tiny_panda", report, markdown(report) + f"{steps} steps of {batch} events.\n")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "tiny_panda.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "tiny_panda.md").write_text(markdown(report))
     for picture in ("features.png", "event.png", "training.png"):
-        shutil.copy(cli.run_dir / "pictures" / picture, RESULTS / f"tiny_panda_{picture}")
+        shutil.copy(run / "pictures" / picture, RESULTS / f"tiny_panda_{picture}")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -62,7 +62,8 @@ def probe_table(
         for seed in seeds:
             probe = fit_probe(*sets["train"], len(MOTIF_NAMES), settings, seed)
             found = score_probe(probe, *sets["test"])
-            scores[row].append({"macro_f1": float(found["macro_f1"]), "f1": [float(f) for f in found["f1"]]})
+            f1 = [None if f.isnan() else float(f) for f in found["f1"]]
+            scores[row].append({"macro_f1": float(found["macro_f1"]), "f1": f1})
 
     jobs = [("raw", raw_features, seeds), ("pretrained", encoder_features(module.encoder), seeds)]
     for seed in seeds:
@@ -84,11 +85,17 @@ def probe_table(
 
 def _summary(per_seed: list[dict]) -> dict:
     macro = np.array([s["macro_f1"] for s in per_seed])
+    by_class = zip(*(s["f1"] for s in per_seed), strict=True)
     return {
         "macro_f1_mean": float(macro.mean()),
         "macro_f1_std": float(macro.std(ddof=1)) if len(macro) > 1 else 0.0,
-        "f1_mean": np.array([s["f1"] for s in per_seed]).mean(0).tolist(),
+        # None: a class that neither truth nor prediction has
+        "f1_mean": [None if None in f1 else float(np.mean(f1)) for f1 in by_class],
     }
+
+
+def _percent(f1: float | None) -> str:
+    return "–" if f1 is None else f"{100 * f1:.1f}"
 
 
 def markdown(report: dict) -> str:
@@ -100,7 +107,7 @@ def markdown(report: dict) -> str:
     lines = [" | ".join(head), " | ".join(["---", *["---:"] * (len(head) - 1)])]
     for row in report["scores"].values():
         macro = f"**{100 * row['macro_f1_mean']:.1f} ± {100 * row['macro_f1_std']:.1f}**"
-        lines.append(" | ".join([row["label"], macro, *[f"{100 * f:.1f}" for f in row["f1_mean"]]]))
+        lines.append(" | ".join([row["label"], macro, *map(_percent, row["f1_mean"])]))
     table = "\n".join(f"| {line} |" for line in lines) + "\n"
     if "events" not in report or "probe" not in report:
         return table
@@ -120,7 +127,7 @@ def print_table(report: dict, console: Console) -> None:
         table.add_column(name, justify="right")
     for row in report["scores"].values():
         macro = f"{100 * row['macro_f1_mean']:.1f} ± {100 * row['macro_f1_std']:.1f}"
-        table.add_row(row["label"], macro, *[f"{100 * f:.1f}" for f in row["f1_mean"]])
+        table.add_row(row["label"], macro, *map(_percent, row["f1_mean"]))
     console.print(table)
 
 

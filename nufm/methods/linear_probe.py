@@ -86,7 +86,8 @@ class LinearProbe(nn.Module):
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        self.linear = nn.Linear(len(mean), n_classes)
+        # Not initialised here: a probe during a training must not draw from the training's random numbers.
+        self.linear = torch.nn.utils.skip_init(nn.Linear, len(mean), n_classes)
 
     def forward(self, feat: Tensor) -> Tensor:
         return self.linear((feat - self.mean) / self.std)
@@ -157,12 +158,18 @@ class OnlineProbe(Callback):
             return
         self._last = step
         # Every rank computes the same score: no rank waits for another, and the value needs no reduction.
-        # Batches hold whole events, so the halves share none; both come from val, which leaves test unseen.
-        batches = list(trainer.datamodule.probe_dataloader("val", 2 * self.n_events))
-        if len(batches) < 2:
-            batches = [part for batch in batches for part in batch.split()]
-        features, half = encoder_features(module.encoder), (len(batches) + 1) // 2
-        train = collect(features, batches[:half], "motif", module.device)
-        test = collect(features, batches[half:], "motif", module.device)
+        # Fitted and scored on different events, both of val, which leaves test unseen.
+        n = min(2 * self.n_events, len(trainer.datamodule.reader("val")))
+        batches = list(trainer.datamodule.probe_dataloader("val", n))
+        halves: tuple[list[PointBatch], list[PointBatch]] = ([], [])
+        first = 0
+        for batch in batches:
+            cut = min(max(n // 2 - first, 0), batch.n_events)
+            for half, events in zip(halves, (range(cut), range(cut, batch.n_events)), strict=True):
+                if len(events):
+                    half.append(batch.select(events))
+            first += batch.n_events
+        features = encoder_features(module.encoder)
+        train, test = (collect(features, half, "motif", module.device) for half in halves)
         probe = fit_probe(*train, len(MOTIF_NAMES), self.settings, seed=0)
         module.log("probe/macro_f1", score_probe(probe, *test)["macro_f1"], rank_zero_only=True, prog_bar=True)

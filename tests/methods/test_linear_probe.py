@@ -96,7 +96,6 @@ def test_seed_fixes_the_probe_and_nothing_else_does():
     assert not torch.equal(first.linear.weight, other.linear.weight)
 
 
-@pytest.mark.xfail(strict=True, reason="nn.Linear draws its default weights from the global stream")
 def test_fitting_leaves_the_global_random_state_alone():
     """Otherwise a training that is probed differs from one that is not."""
     feat, label = (torch.from_numpy(a) for a in blobs(100, 5))
