@@ -29,8 +29,8 @@ from rich.console import Console
 from nufm.checkpoint import save_pretrained
 from nufm.data.event import MOTIF_NAMES, PID_NAMES
 from nufm.methods.linear_probe import OnlineProbe, ProbeSettings
-from nufm.running.checkpointing import AtomicCheckpointIO, RunCheckpoints, verify
-from nufm.running.folder import RUN_DIR_VARIABLE, MetricsCSV, config_name, git_state, write_record
+from nufm.running.checkpointing import AtomicCheckpointIO, RunCheckpoints, newest_run, verify
+from nufm.running.folder import RUN_DIR_VARIABLE, MetricsCSV, config_name, git_state, new_run_folder, write_record
 from nufm.running.guards import Interrupted, NonFiniteStep, SaveOnSignal, StepSeed, StopAtNaN
 from nufm.running.messages import run_help, shorter
 from nufm.running.progress import RunProgress
@@ -103,6 +103,7 @@ class RunCLI(LightningCLI):
         if not self.configs:
             self.configs = [default_config]
             self.given = ["--config", str(default_config), *self.given]
+        self.given = with_settings_of_the_run(self.given, self.configs)
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -386,6 +387,21 @@ def a_test_file(cli: RunCLI) -> Path:
     """A file of test events, to draw from."""
     path = cli.datamodule.split_path("test")
     return next(iter(sorted(path.glob("**/*.h5"))), path) if path.is_dir() else path
+
+
+def with_settings_of_the_run(args: list[str], configs: list[Path]) -> list[str]:
+    """``--ckpt_path last`` continues a run as it was: its own config.yaml comes after the configuration, before flags.
+    """
+    if _values_of(args, ("--ckpt_path",))[-1:] != ["last"]:
+        return args
+    runs = Path((_values_of(args, ("--runs_dir",)) or ["runs"])[-1]) / config_name(configs[0])
+    name = _values_of(args, ("--run",))
+    folder = new_run_folder(runs, name[-1]) if name else newest_run(runs)
+    if folder is None or not (folder / "config.yaml").is_file():
+        return args
+    after = max(i for i, arg in enumerate(args) if arg in ("--config", "-c") or arg.startswith("--config=")) + 1
+    after += args[after - 1] in ("--config", "-c")
+    return [*args[:after], "--config", str(folder / "config.yaml"), *args[after:]]
 
 
 def _values_of(args: Sequence[str], names: tuple[str, ...]) -> list[str]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from run_support import write_config, write_data, write_events
 
 from nufm.checkpoint import from_pretrained
-from nufm.cli import RunCLI, pretrain
+from nufm.cli import DEFAULT_CONFIG, RunCLI, pretrain, with_settings_of_the_run
 from nufm.machine import available_cores
 from nufm.running import folder as run_folder
 from nufm.running.checkpointing import AtomicCheckpointIO
@@ -444,3 +444,16 @@ def test_a_gpu_is_used_by_itself(folder):
     assert torch.cuda.max_memory_allocated() > 0, "nothing was computed on the GPU"
     with open(run / "metrics.csv", newline="") as file:
         assert all(0 < float(row["train/loss"]) < 100 for row in csv.DictReader(file))
+
+
+def test_resuming_takes_the_settings_of_the_run(tmp_path):
+    """Flags of the first start need not be typed again; new ones come on top."""
+    folder = tmp_path / "tiny-panda" / "a"
+    folder.mkdir(parents=True)
+    first = RunCLI(["--model.prototypes", "64"], build=False)
+    (folder / "config.yaml").write_text(first.parser.dump(first.config))
+    args = [f"--runs_dir={tmp_path}", "--run=a", "--ckpt_path=last", "--model.learning_rate=0.5"]
+    given = with_settings_of_the_run(["--config", str(DEFAULT_CONFIG), *args], [DEFAULT_CONFIG])
+    assert given == ["--config", str(DEFAULT_CONFIG), "--config", str(folder / "config.yaml"), *args]
+    found = RunCLI([*given[:4], args[0], "--run=b", args[3]], build=False).config.model.init_args
+    assert found.prototypes == 64 and found.learning_rate == 0.5

@@ -184,6 +184,9 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
     save_file(tensors, partial, metadata={"format": "pt"})
+    umask = os.umask(0)
+    os.umask(umask)
+    partial.chmod(0o666 & ~umask)  # safetensors makes files that only their owner can read
     config["weights"]["sha256"] = sha256(partial)
     # The old config goes first and the new one comes last: a folder with a config is a complete export.
     (folder / CONFIG).unlink(missing_ok=True)
