@@ -4,7 +4,7 @@ Without centering (sharpening only) the targets become one prototype: teacher en
 (centering only; targets as soft as the student) they become uniform: entropy rises to ln K. In both cases the
 Kullback-Leibler divergence falls to 0: nothing is left to learn. Together they balance; so does Sinkhorn-Knopp.
 
-    python benchmarks/collapse.py            # about 10 minutes on two CPU cores
+    python benchmarks/collapse.py            # a few minutes on two CPU cores
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import tempfile
 
 import matplotlib
 
@@ -32,15 +33,16 @@ VARIANTS = {
 CURVES = ("mask_teacher_entropy", "mask_kl")
 
 
-def curves(name: str, targets: str, temperature: float, steps: int) -> dict[str, list[float]]:
+def curves(folder: str, name: str, targets: str, temperature: float, steps: int) -> dict[str, list[float]]:
     """Entropy and divergence of the mask loss over the steps of one short run, in nats."""
     cli = RunCLI(
         [
             f"--config={CONFIG}",
-            f"--run={name.replace(' ', '_')}-{steps}",
-            "--runs_dir=runs/collapse",
+            f"--run={folder}/{name.replace(' ', '_')}",
             f"--trainer.max_steps={steps}",
             "--trainer.log_every_n_steps=5",
+            "--data.batch_size=4",
+            "--data.views.max_points=512",
             f"--model.targets={targets}",
             f"--model.teacher_temperature=[{temperature}, {temperature}]",
         ]
@@ -53,9 +55,10 @@ def curves(name: str, targets: str, temperature: float, steps: int) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=75)
     steps = parser.parse_args().steps
-    found = {name: curves(name, *variant, steps) for name, variant in VARIANTS.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        found = {name: curves(folder, name, *variant, steps) for name, variant in VARIANTS.items()}
     uniform = math.log(RunCLI([f"--config={CONFIG}"], build=False).config.model.init_args.prototypes)
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
