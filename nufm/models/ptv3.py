@@ -25,7 +25,8 @@ from nufm.data.event import PointBatch
 from nufm.ops.attention import Windows, window_layout, windowed_attention
 from nufm.ops.pool import Segments, pool_cells, segment_reduce, take
 from nufm.ops.serialize import CURVES, serialize
-from nufm.ops.sparse_conv import KernelMap, kernel_map_of, submanifold_conv
+from nufm.ops.kernel_map import KernelMap, submanifold_map
+from nufm.ops.sparse_conv import sparse_conv
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ def stage_geometry(
     order, inverse = serialize(grid, offsets, curves, depth)
     windows = Windows.from_layout(layout, window)
     return Geometry(
-        neighbors=kernel_map_of(grid, offsets),
+        neighbors=submanifold_map(grid, offsets),
         windows=tuple(
             windows.of_points(points=o[layout.gather], rows=layout.scatter[i])
             for o, i in zip(order, inverse, strict=True)
@@ -104,7 +105,7 @@ class SubmanifoldConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, neighbors: KernelMap) -> Tensor:
-        return submanifold_conv(x, neighbors, self.weight, self.bias)
+        return sparse_conv(x, neighbors, self.weight, self.bias)
 
 
 class Attention(nn.Module):

@@ -140,7 +140,8 @@ def refusal(backend: str, op: str, *args: Any) -> str | None:
     """Why ``backend`` does not run ``op`` with these arguments; None if it does."""
     reason = _unavailable(backend)
     if reason is None:
-        reason = load(backend).IMPLEMENTATIONS[op].refuses(*args)
+        implementation = load(backend).IMPLEMENTATIONS.get(op)
+        reason = implementation.refuses(*args) if implementation else "not implemented"
     return reason
 
 

@@ -8,7 +8,8 @@ import torch
 from torch.nn.functional import conv3d
 
 from nufm.ops.neighbors import neighbor_map
-from nufm.ops.sparse_conv import kernel_map, kernel_map_of, submanifold_conv
+from nufm.ops.kernel_map import kernel_map, submanifold_map
+from nufm.ops.sparse_conv import submanifold_conv
 
 
 def dense_conv(grid, offsets, feat, weight, bias):
@@ -81,7 +82,7 @@ def test_duplicates_follow_the_rule(random_events, kernel_size):
     expected = torch.einsum("nkc,okc->no", rows, weight.flatten(1, 3))
     torch.testing.assert_close(submanifold_conv(feat, neighbors, weight), expected)
     torch.testing.assert_close(
-        submanifold_conv(feat, kernel_map_of(grid, offsets, kernel_size), weight), expected
+        submanifold_conv(feat, submanifold_map(grid, offsets, kernel_size), weight), expected
     )
 
 
@@ -90,7 +91,7 @@ def test_hardly_any_points(random_events, counts):
     grid, offsets = random_events(counts, extent=3)
     feat = torch.randn(len(grid), 4, requires_grad=True)
     weight, bias = torch.randn(6, 3, 3, 3, 4, requires_grad=True), torch.randn(6)
-    out = submanifold_conv(feat, kernel_map_of(grid, offsets), weight, bias)
+    out = submanifold_conv(feat, submanifold_map(grid, offsets), weight, bias)
     torch.testing.assert_close(out, feat @ weight[:, 1, 1, 1].t() + bias)
     out.sum().backward()
     assert feat.grad.shape == feat.shape and weight.grad.shape == weight.shape
@@ -110,7 +111,7 @@ def test_autocast_does_not_change_the_convolution(random_events):
 def test_pair_lists_are_freed_with_the_batch(random_events):
     """Without waiting for the garbage collector: they are as large as the activations."""
     grid, offsets = random_events([40], extent=4)
-    pairs = kernel_map_of(grid, offsets)
+    pairs = submanifold_map(grid, offsets)
     lists = weakref.ref(pairs.source)
     feat = torch.randn(40, 4, requires_grad=True)
     gc.disable()
