@@ -10,6 +10,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from nufm.ops.dispatch import run
 from nufm.ops.serialize import check_packed, event_index
 
 MAX_KEY = 2**62  # keys of cells are int64; one bit is left for the search beyond the last cell
@@ -34,8 +35,7 @@ def cell_keys(grid: Tensor, offsets: Tensor, pad: int = 0) -> tuple[Tensor, tupl
     check_packed(grid, offsets)
     if len(grid) == 0:
         return grid.new_zeros(0), (1, 1, 1)
-    low, high = torch.aminmax(grid, dim=0)
-    low, high = low.tolist(), high.tolist()
+    low, high = torch.stack(torch.aminmax(grid, dim=0)).tolist()  # one copy from the device for both
     if min(low) < 0:
         raise ValueError(
             f"lattice coordinates must be >= 0, found {min(low)}; subtract each event's own minimum first"
@@ -94,9 +94,22 @@ def neighbor_pairs(
     """
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"the kernel size must be odd and positive, found {kernel_size}")
-    radius, taps = kernel_size // 2, kernel_size**3
-    keys, (_, stride_x, stride_y) = cell_keys(grid, offsets, pad=radius)
+    keys, (_, *strides) = cell_keys(grid, offsets, pad=kernel_size // 2)
     keys, order = torch.sort(keys, stable=True)
+    if kernel_size == 1 or len(keys) == 0:
+        return order[:0], order[:0], (0,) * kernel_size**3
+    return run("neighbor_pairs", _neighbor_pairs, keys, order, tuple(strides), kernel_size)
+
+
+def _neighbor_pairs(
+    keys: Tensor, order: Tensor, strides: tuple[int, int], kernel_size: int
+) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """:func:`neighbor_pairs` from the sorted keys of the points (N,), their rows (N,) and the strides of x and y.
+
+    The pairs of a tap come in the order of their targets in ``order``.
+    """
+    radius, taps = kernel_size // 2, kernel_size**3
+    stride_x, stride_y = strides
     first = torch.ones_like(keys, dtype=torch.bool)
     first[1:] = keys[1:] != keys[:-1]
     cells = keys[first]
@@ -111,14 +124,14 @@ def neighbor_pairs(
             return order[seen], order[looking]
         # All points of a cell look, only the first of a cell is seen (the sort is stable: the lowest index).
         count = cell_count[looking]
-        pair = torch.arange(len(looking), device=grid.device).repeat_interleave(count)
-        rank = torch.arange(len(pair), device=grid.device) - (count.cumsum(0) - count)[pair]
+        pair = torch.arange(len(looking), device=keys.device).repeat_interleave(count)
+        rank = torch.arange(len(pair), device=keys.device) - (count.cumsum(0) - count)[pair]
         return order[cell_start[seen]][pair], order[cell_start[looking][pair] + rank]
 
     # Tap t of a cell is tap K-1-t of the neighbour, so half of the taps suffice. The cells of one column
     # (along z) are consecutive keys, so that one search per column suffices.
     pairs = {}
-    index = torch.arange(len(cells), device=grid.device)
+    index = torch.arange(len(cells), device=keys.device)
     padded = torch.cat([cells, cells.new_full((1,), torch.iinfo(torch.int64).max)])
     for column in range(kernel_size**2 // 2, kernel_size**2):
         dx, dy = column // kernel_size - radius, column % kernel_size - radius

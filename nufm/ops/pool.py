@@ -5,6 +5,7 @@ Shape legend: N rows (points), n groups, M pooled points, B events, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -14,25 +15,34 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import embedding_bag
 
+from nufm.ops.dispatch import preference, run, use_backend
 from nufm.ops.neighbors import cell_keys
-from nufm.ops.serialize import event_index
 
 
 @dataclass(frozen=True, eq=False)
 class Segments:
     """An index (N,) into n groups, with the lists that sums over its groups need, made when first used.
 
-    A layer that gathers with the same index in every block should share one of these: the sum is the gradient
-        of
+    A layer that gathers with the same index in every block should share one of these: the sum is the gradient of
     the gather, and sorting the index is most of its cost.
 
     Attributes:
         index: int64 (N,) group of each row, 0..n-1.
         n: number of groups.
+        longest: no group has more rows than this, where that is known beforehand (spares kernels a pass for long
+            groups); None if not known.
     """
 
     index: Tensor
     n: int
+    longest: int | None = None
+
+    @classmethod
+    def ordered(cls, index: Tensor, n: int, order: Tensor, longest: int | None = None) -> Segments:
+        """Segments whose stable ``order`` is known already, so that nothing is sorted again."""
+        segments = cls(index, n, longest)
+        segments.__dict__["order"] = order  # where cached_property keeps its value
+        return segments
 
     @cached_property
     def order(self) -> Tensor:
@@ -42,60 +52,88 @@ class Segments:
     @cached_property
     def counts(self) -> Tensor:
         """int64 (n,) rows of each group."""
-        return torch.bincount(self.index, minlength=self.n)
+        # Not bincount, which waits for the device to learn the largest index.
+        return self.index.new_zeros(self.n).scatter_add_(0, self.index, torch.ones_like(self.index))
 
     @cached_property
     def starts(self) -> Tensor:
         """int64 (n,) where each group begins in ``order``."""
         return self.counts.cumsum(0) - self.counts
 
-    def sum(self, x: Tensor) -> Tensor:
-        """(n, C) sums of the rows of ``x`` (N, C); not recorded by autograd."""
+    @torch.no_grad()
+    def sum(self, x: Tensor, mean: bool = False) -> Tensor:
+        """(n, C) sums (or means) of the rows of ``x`` (N, C), 0 without rows; not recorded by autograd."""
         if len(self.index) == 0 or self.n == 0 or x.shape[1] == 0:
             return x.new_zeros(self.n, x.shape[1])
-        # The sum mode of embedding_bag is a gather and a sum per group: on a CPU several times faster than
-        # index_add, and unlike it repeatable on a GPU.
-        return embedding_bag(self.order, x, self.starts, mode="sum")
+        return run("segment_sum", _segment_sum, x, self, mean)
+
+
+def _segment_sum(x: Tensor, segments: Segments, mean: bool) -> Tensor:
+    # embedding_bag is a gather and a sum per group: on a CPU several times faster than index_add, and unlike it
+    # repeatable on a GPU. Its means of float16 do not overflow where the sum would.
+    return embedding_bag(segments.order, x, segments.starts, mode="mean" if mean else "sum")
 
 
 class _Take(Function):
     @staticmethod
     def forward(ctx, x: Tensor, segments: Segments) -> Tensor:
-        ctx.segments = segments
+        ctx.segments, ctx.asked = segments, preference()
         return x.index_select(0, segments.index)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _Sum.apply(grad, ctx.segments), None
+        with use_backend(*ctx.asked):  # the threads of autograd do not see the caller's
+            return _Sum.apply(grad, ctx.segments, False), None
 
 
 class _Sum(Function):
     @staticmethod
-    def forward(ctx, x: Tensor, segments: Segments) -> Tensor:
-        ctx.segments = segments
-        return segments.sum(x.contiguous())
+    def forward(ctx, x: Tensor, segments: Segments, mean: bool) -> Tensor:
+        ctx.segments, ctx.mean, ctx.asked = segments, mean, preference()
+        return segments.sum(x.contiguous(), mean)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _Take.apply(grad, ctx.segments), None
+        with use_backend(*ctx.asked):
+            if ctx.mean:
+                grad = (grad / ctx.segments.counts.clamp(min=1)[:, None]).to(grad.dtype)
+            return _Take.apply(grad, ctx.segments), None, None
 
 
 class _Max(Function):
     @staticmethod
-    def forward(ctx, x: Tensor, segments: Segments) -> Tensor:
-        index = segments.index[:, None].expand_as(x)
-        out = x.new_zeros(segments.n, x.shape[1]).scatter_reduce_(0, index, x, "amax", include_self=False)
+    def forward(ctx, x: Tensor, segments: Segments, maximum: Callable[[Tensor, Segments], Tensor]) -> Tensor:
+        out = maximum(x, segments)
+        ctx.segments, ctx.asked = segments, preference()
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(x == out.index_select(0, segments.index))
-            ctx.segments = segments
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (is_max,) = ctx.saved_tensors
         share = is_max.to(grad.dtype)
-        ties = ctx.segments.sum(share).clamp_(min=1)
-        return share * _Take.apply(grad / ties, ctx.segments), None
+        with use_backend(*ctx.asked):
+            ties = ctx.segments.sum(share).clamp_(min=1)
+            return share * _Take.apply(grad / ties, ctx.segments), None, None
+
+
+def _amax(x: Tensor, segments: Segments) -> Tensor:
+    index = segments.index[:, None].expand_as(x)
+    return x.new_zeros(segments.n, x.shape[1]).scatter_reduce_(0, index, x, "amax", include_self=False)
+
+
+def segment_max(
+    x: Tensor, segments: Segments, maximum: Callable[[Tensor, Segments], Tensor] = _amax
+) -> Tensor:
+    """The reference of the op ``segment_max``, with any other function for the maxima themselves.
+
+    Args:
+        x: float (N, C).
+        segments: groups of the rows.
+        maximum: (x, segments) -> (n, C), 0 without rows and NaN where a row is; not differentiated.
+    """
+    return _Max.apply(x, segments, maximum)
 
 
 def take(x: Tensor, index: Tensor | Segments) -> Tensor:
@@ -137,12 +175,12 @@ def segment_reduce(
             f"'index' must be int64 ({len(x)},) with {n} groups, "
             f"found {segments.index.dtype} {tuple(segments.index.shape)} with {segments.n}"
         )
-    if reduce == "sum":
-        return _Sum.apply(x, segments)
-    if reduce == "mean":
-        return _Sum.apply(x, segments) / segments.counts.clamp(min=1)[:, None].to(x.dtype)
+    if reduce in ("sum", "mean"):
+        return _Sum.apply(x, segments, reduce == "mean")
     if reduce == "max":
-        return _Max.apply(x, segments)
+        if len(x) == 0 or n == 0 or x.shape[1] == 0:
+            return segment_max(x, segments)
+        return run("segment_max", segment_max, x.contiguous(), segments)
     raise ValueError(f"unknown reduction '{reduce}', expected sum, mean or max")
 
 
@@ -151,18 +189,19 @@ class Pooling:
     """Which points share a coarse cell.
 
     Attributes:
-        inverse: int64 (N,) pooled point of each point.
+        segments: the M pooled points as groups of the N points.
         grid: int64 (M, 3) coarse cells, sorted by (event, x, y, z).
         offsets: int64 (B+1,) from 0 to M.
     """
 
-    inverse: Tensor
+    segments: Segments
     grid: Tensor
     offsets: Tensor
 
-    @cached_property
-    def segments(self) -> Segments:
-        return Segments(self.inverse, len(self.grid))
+    @property
+    def inverse(self) -> Tensor:
+        """int64 (N,) pooled point of each point."""
+        return self.segments.index
 
 
 def pool_cells(grid: Tensor, offsets: Tensor, stride: int = 2) -> Pooling:
@@ -186,8 +225,9 @@ def pool_cells(grid: Tensor, offsets: Tensor, stride: int = 2) -> Pooling:
     keys, order = torch.sort(keys, stable=True)
     first = torch.ones_like(keys, dtype=torch.bool)
     first[1:] = keys[1:] != keys[:-1]
-    inverse = torch.empty_like(order)
-    inverse[order] = first.cumsum(0) - 1
-    member = order[first]
-    counts = torch.bincount(event_index(offsets, len(grid))[member], minlength=len(offsets) - 1)
-    return Pooling(inverse, coarse[member], torch.cat([offsets.new_zeros(1), counts.cumsum(0)]))
+    passed = first.new_zeros(len(first) + 1, dtype=torch.int64)  # pooled points before each place of the order
+    torch.cumsum(first, 0, out=passed[1:])
+    inverse = torch.empty_like(order).scatter_(0, order, passed[1:] - 1)
+    pooled = coarse[order[first]]
+    # An event keeps its rows in the order, so its pooled points end where its rows end.
+    return Pooling(Segments.ordered(inverse, len(pooled), order), pooled, passed[offsets])

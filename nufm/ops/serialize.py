@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nufm.ops.dispatch import run
+
 CURVES = ("z", "z-trans", "hilbert", "hilbert-trans")
 MAX_DEPTH = 16  # 3 x 16 bits of code leave 15 bits of an int64 key for the event number
 
@@ -83,7 +85,7 @@ def bit_length(grid: Tensor) -> int:
     """
     if grid.numel() == 0:
         return 1
-    low, high = (int(v) for v in torch.aminmax(grid))
+    low, high = torch.stack(torch.aminmax(grid)).tolist()  # one copy from the device for both
     if low < 0:
         raise ValueError(
             f"lattice coordinates must be >= 0, found {low}; subtract each event's own minimum first"
@@ -189,16 +191,31 @@ def curve_code(grid: Tensor, curve: str, depth: int = MAX_DEPTH) -> Tensor:
     Raises:
         ValueError: an unknown curve, or as :func:`hilbert`.
     """
-    return _curve_code(grid, curve, depth, _checked_bits(grid, depth))
+    _check_curves([curve])
+    return run("curve_code", _curve_codes, grid, None, (curve,), depth, _checked_bits(grid, depth))[0]
 
 
-def _curve_code(grid: Tensor, curve: str, depth: int, bits: int) -> Tensor:
-    if curve not in CURVES:
-        raise ValueError(f"unknown curve '{curve}', expected one of {', '.join(CURVES)}")
-    x, y, z = grid.unbind(1)
-    if curve.endswith("-trans"):
-        x, y = y, x
-    return _interleave(x, y, z) if curve.startswith("z") else _hilbert(x, y, z, depth, bits)
+def _check_curves(curves: Sequence[str]) -> None:
+    for curve in curves:
+        if curve not in CURVES:
+            raise ValueError(f"unknown curve '{curve}', expected one of {', '.join(CURVES)}")
+
+
+def _curve_codes(
+    grid: Tensor, event: Tensor | None, curves: Sequence[str], depth: int, bits: int
+) -> Tensor:
+    """(K, N) codes along K curves, with the ``event`` (N,) of each point in front if given.
+
+    No coordinate needs more than ``bits`` bits.
+    """
+    codes = grid.new_empty(len(curves), len(grid))
+    for out, curve in zip(codes, curves, strict=True):
+        x, y, z = grid.unbind(1)
+        if curve.endswith("-trans"):
+            x, y = y, x
+        code = _interleave(x, y, z) if curve.startswith("z") else _hilbert(x, y, z, depth, bits)
+        torch.add(code, 0 if event is None else event << 3 * depth, out=out)
+    return codes
 
 
 def event_code(grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: int | None = MAX_DEPTH) -> Tensor:
@@ -228,9 +245,9 @@ def event_code(grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: int 
             f"{n_events} events and a curve of depth {depth} exceed a 63-bit key; "
             "use a smaller depth or batch"
         )
-    event = event_index(offsets, len(grid)) << 3 * depth
-    codes = [event | _curve_code(grid, curve, depth, bits) for curve in curves]
-    return torch.stack(codes) if codes else grid.new_zeros(0, len(grid))
+    _check_curves(curves)
+    event = event_index(offsets, len(grid))
+    return run("curve_code", _curve_codes, grid, event, tuple(curves), depth, bits)
 
 
 def serialize(

@@ -2,13 +2,15 @@
 
 No kernel uses atomic additions, so that all results are repeatable bit for bit. Sums are accumulated in float32.
 With ``TRITON_INTERPRET=1`` set before the first import the kernels also run on CPU tensors, slowly, where triton
-is forced (``NUFM_BACKEND=triton``): the tests do this.
+is forced (``NUFM_BACKEND=triton``): the tests do this. ``python -m nufm.ops.backends.triton`` compiles all of
+them for several GPUs on a machine that has none.
 """
 
 from __future__ import annotations
 
+from nufm.ops.backends.triton import curves, neighbors, segments
 from nufm.ops.backends.triton.device import unavailable
 
-IMPLEMENTATIONS = {}
+IMPLEMENTATIONS = {**curves.IMPLEMENTATIONS, **neighbors.IMPLEMENTATIONS, **segments.IMPLEMENTATIONS}
 
 __all__ = ["IMPLEMENTATIONS", "unavailable"]
