@@ -55,28 +55,21 @@ class Geometry:
     Attributes:
         neighbors: pair lists of the 3x3x3 convolution.
         windows: attention windows along each curve in use.
-        window: largest number of points in a window.
     """
 
     neighbors: KernelMap
     windows: tuple[Windows, ...]
-    window: int
 
 
 def stage_geometry(
     grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: int | None, window: int
 ) -> Geometry:
     """Neighbours, windows and curve orders of one stage (see :class:`Geometry`)."""
-    layout = window_layout(offsets, window)
-    order, inverse = serialize(grid, offsets, curves, depth)
-    windows = Windows.from_layout(layout, window)
+    windows = Windows.of_layout(window_layout(offsets, window))
+    order, _ = serialize(grid, offsets, curves, depth)
     return Geometry(
         neighbors=submanifold_map(grid, offsets),
-        windows=tuple(
-            windows.of_points(points=o[layout.gather], rows=layout.scatter[i])
-            for o, i in zip(order, inverse, strict=True)
-        ),
-        window=window,
+        windows=tuple(windows.of_points(o) for o in order),
     )
 
 
@@ -120,7 +113,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, geometry: Geometry, curve: int) -> Tensor:
         q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # (N, H, D) each
-        out = windowed_attention(q, k, v, geometry.windows[curve], geometry.window, self.scale)
+        out = windowed_attention(q, k, v, geometry.windows[curve], self.scale)
         return self.proj(out.flatten(1))
 
 
