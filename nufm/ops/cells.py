@@ -44,7 +44,7 @@ def check_points(coord: Tensor, offsets: Tensor, name: str) -> None:
     if not bool(finite.all()):
         row = int(finite.logical_not().nonzero()[0])
         raise ValueError(
-            f"'{name}' must be finite, found {coord[row].tolist()} in row {row}; drop such points when reading the event"
+            f"'{name}' must be finite, found {coord[row].tolist()} in row {row}; drop such points when reading"
         )
 
 
@@ -177,7 +177,8 @@ class Cells:
             asked = query[:, part]
             square = torch.zeros((), dtype=torch.float64, device=place.device)
             for axis in range(3):
-                square = square + (self.point[axis].index_select(0, place) - asked[axis].index_select(0, rank)).square_()
+                step = self.point[axis].index_select(0, place) - asked[axis].index_select(0, rank)
+                square = square + step.square_()
             near = (square <= limit[part].index_select(0, rank)).nonzero()[:, 0]
             rank, row, square = rank[near], self.row[place[near]], square[near]
             code, sequence = torch.sort(rank * len(self.row) + row)
