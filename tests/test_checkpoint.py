@@ -381,7 +381,8 @@ def test_panda_file_as_a_checkpoint(tmp_path, event) -> None:
 def test_panda_mirror_without_mask_token_and_with_heads(tmp_path, event, caplog) -> None:
     state = panda_state("backbone.", mask_token=False, window=256)
     extra = {"backbone.dec.dec0.up.proj.0.weight": torch.ones(2), "seg_head.weight": torch.ones(5, 64)}
-    save_file({**state, **extra}, tmp_path / "model.safetensors")
+    tensors = {name: tensor.contiguous() for name, tensor in {**state, **extra}.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"backbone": {"enc_num_head": [1, 2]}}))
     with caplog.at_level("INFO", logger="nufm"):
         model = load_panda_pth(tmp_path)

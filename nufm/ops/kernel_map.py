@@ -8,7 +8,7 @@ Shape legend: N points, M coarse points, B events, K taps, P pairs (row that is 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -24,12 +24,33 @@ PAIRS_PER_GROUP = 2**20  # products of more pairs than this are not held at a ti
 T = TypeVar("T")
 
 
-class TapGroup(NamedTuple):
-    """Consecutive taps whose products are summed together: ``taps`` and ``pairs`` are slices."""
+class Batch(NamedTuple):
+    """Taps with equally many pairs, ``first, first + step, ...``: one batched matrix product."""
 
-    taps: slice
-    pairs: slice
+    first: int
+    step: int
+    taps: int
+    pairs: int  # of each tap
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.first, self.first + (self.taps - 1) * self.step + 1, self.step)
+
+
+class TapGroup(NamedTuple):
+    """Taps whose products are held and summed together.
+
+    Attributes:
+        source: int64 (P',) rows that are read, batch by batch, tap by tap.
+        tap: int64 (P',) tap of each pair.
+        by_target: rows that are written.
+        batches: lengths of the batches add up to P'.
+    """
+
+    source: Tensor
+    tap: Tensor
     by_target: Segments
+    batches: tuple[Batch, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,18 +93,41 @@ class KernelMap:
 
     @cached_property
     def groups(self) -> tuple[TapGroup, ...]:
-        """The taps in groups of at most ``PAIRS_PER_GROUP`` pairs (or one tap)."""
-        ends = list(itertools.accumulate(self.counts))
-        groups, tap, pair = [], 0, 0
-        while tap < self.taps:
-            stop = tap + 1
-            while stop < self.taps and ends[stop] - pair <= PAIRS_PER_GROUP:
-                stop += 1
-            pairs = slice(pair, ends[stop - 1])
-            if pairs.stop > pairs.start:
-                groups.append(TapGroup(slice(tap, stop), pairs, Segments(self.target[pairs], self.n_target)))
-            tap, pair = stop, pairs.stop
+        """The taps in groups of about ``PAIRS_PER_GROUP`` pairs, so that products of all pairs are never held."""
+        groups: list[TapGroup] = []
+        batches: list[Batch] = []
+        held = 0
+        for batch in [*self._batches(), None]:
+            if batches and (batch is None or held + batch.taps * batch.pairs > PAIRS_PER_GROUP):
+                groups.append(self._group(tuple(batches)))
+                batches, held = [], 0
+            if batch is not None:
+                batches.append(batch)
+                held += batch.taps * batch.pairs
         return tuple(groups)
+
+    def _batches(self) -> Iterator[Batch]:
+        # Opposite taps of a submanifold map have the same pairs, once from either side. Two small products at once
+        # keep two cores busy: twice as fast as one after the other.
+        for tap in range((self.taps + 1) // 2):
+            mirrored = self.taps - 1 - tap
+            if tap < mirrored and self.counts[tap] == self.counts[mirrored] > 0:
+                yield Batch(tap, mirrored - tap, 2, self.counts[tap])
+                continue
+            for single in dict.fromkeys((tap, mirrored)):
+                if self.counts[single] > 0:
+                    yield Batch(single, 1, 1, self.counts[single])
+
+    def _group(self, batches: tuple[Batch, ...]) -> TapGroup:
+        source, target = self.source.split(self.counts), self.target.split(self.counts)
+        taps = [tap for batch in batches for tap in range(self.taps)[batch.slice]]
+        counts = torch.tensor([self.counts[tap] for tap in taps], device=self.source.device)
+        return TapGroup(
+            source=torch.cat([source[tap] for tap in taps]),
+            tap=torch.tensor(taps, device=self.source.device).repeat_interleave(counts),
+            by_target=Segments(torch.cat([target[tap] for tap in taps]), self.n_target),
+            batches=batches,
+        )
 
     @cached_property
     def table(self) -> Tensor | None:

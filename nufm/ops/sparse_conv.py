@@ -12,8 +12,8 @@ result. Strided and transposed convolutions differ in the map only (:mod:`nufm.o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch.autograd import Function
 from torch.nn.functional import embedding_bag
 
 from nufm.ops import dispatch
-from nufm.ops.kernel_map import KernelMap, kernel_map
+from nufm.ops.kernel_map import KernelMap, TapGroup, kernel_map
 
 # Up to this many input channels a result is a sum of rows of the weights, scaled by the inputs: no matrix products,
 # whose number, one per tap (1440 for a patch of 12 x 12 x 10), would cost more than the arithmetic.
@@ -41,60 +41,75 @@ class Products(NamedTuple):
 
 def convolve(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: KernelMap) -> Tensor:
     """The reference of :class:`Products`, without autograd."""
+    weight = _matrices(weight)
     if pairs.identity is not None:
-        centre = weight[:, pairs.identity].t()
+        centre = weight[pairs.identity].t()
         out = feat @ centre if bias is None else torch.addmm(bias, feat, centre)
     elif bias is None:
-        out = feat.new_zeros(pairs.n_target, weight.shape[0])
+        out = feat.new_zeros(pairs.n_target, weight.shape[1])
     else:
         out = bias.expand(pairs.n_target, -1).clone()
-    few = feat.shape[1] <= FEW_CHANNELS
-    table = weight.permute(1, 2, 0).reshape(-1, weight.shape[0]) if few and pairs.groups else None
-    for taps, span, by_target in pairs.groups:
-        rows = feat.index_select(0, pairs.source[span])
-        if few:
-            # (pairs, Ci) rows of the table, brought into the order of the results.
-            index = (pairs.tap[span, None] * feat.shape[1] + torch.arange(feat.shape[1], device=feat.device))
-            order = by_target.order
-            out += embedding_bag(
-                index[order].flatten(),
-                table,
-                by_target.starts * feat.shape[1],
-                mode="sum",
-                per_sample_weights=rows[order].flatten(),
-            )
-            continue
-        product = rows.new_empty(len(rows), weight.shape[0])
-        counts = pairs.counts[taps]
-        for x, w, y in zip(rows.split(counts), weight[:, taps].unbind(1), product.split(counts), strict=True):
-            if len(x):
-                torch.mm(x, w.t(), out=y)
-        out += by_target.sum(product)
+    if feat.shape[1] <= FEW_CHANNELS:
+        return _add_scaled_rows(out, feat, weight, pairs)
+    for group in pairs.groups:
+        rows = feat.index_select(0, group.source)
+        product = rows.new_empty(len(rows), weight.shape[1])
+        for batch, x, y in _batches(group, rows, product):
+            torch.bmm(x, weight[batch.slice].transpose(1, 2), out=y)
+        out += group.by_target.sum(product)
     return out
 
 
 def weight_gradient(grad: Tensor, feat: Tensor, pairs: KernelMap) -> Tensor:
     """The reference of :class:`Products`, without autograd."""
-    out = feat.new_zeros(grad.shape[1], pairs.taps, feat.shape[1])
-    if feat.shape[1] <= FEW_CHANNELS and len(pairs.source):
-        # Pairs are grouped by tap: a bag of gradients per tap, scaled by the inputs.
-        counts = torch.tensor(pairs.counts, device=feat.device)
-        rows = feat.index_select(0, pairs.source)
-        for channel, scale in enumerate(rows.unbind(1)):
-            bags = embedding_bag(
-                pairs.target, grad, counts.cumsum(0) - counts, mode="sum", per_sample_weights=scale.contiguous()
-            )
-            out[:, :, channel] = bags.t()
+    # One matrix after the other, like the weights they belong to.
+    out = feat.new_zeros(pairs.taps, grad.shape[1], feat.shape[1])
+    if feat.shape[1] <= FEW_CHANNELS:
+        _sum_scaled_gradients(out, grad, feat, pairs)
     else:
-        for taps, span, _ in pairs.groups:
-            rows, grads = feat.index_select(0, pairs.source[span]), grad.index_select(0, pairs.target[span])
-            counts = pairs.counts[taps]
-            for x, g, w in zip(rows.split(counts), grads.split(counts), out[:, taps].unbind(1), strict=True):
-                if len(x):
-                    torch.mm(g.t(), x, out=w)
+        for group in pairs.groups:
+            rows, grads = feat.index_select(0, group.source), grad.index_select(0, group.by_target.index)
+            for batch, x, g in _batches(group, rows, grads):
+                torch.bmm(g.transpose(1, 2), x, out=out[batch.slice])
     if pairs.identity is not None:
-        torch.mm(grad.t(), feat, out=out[:, pairs.identity])
+        torch.mm(grad.t(), feat, out=out[pairs.identity])
+    return out.transpose(0, 1)
+
+
+def _matrices(weight: Tensor) -> Tensor:
+    """(Co, K, Ci) -> (K, Co, Ci), each tap's matrix in one piece: rows far apart in memory halve the speed."""
+    weight = weight.transpose(0, 1)
+    taps, rows, columns = weight.shape
+    is_dense = weight.stride()[1:] in ((columns, 1), (1, rows))
+    return weight if is_dense else weight.contiguous()
+
+
+def _batches(group: TapGroup, *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Each batch of a group with its rows (P', C) of the tensors, as (taps, pairs, C)."""
+    sizes = [batch.taps * batch.pairs for batch in group.batches]
+    for batch, *parts in zip(group.batches, *(x.split(sizes) for x in tensors), strict=True):
+        yield batch, *(x.view(batch.taps, batch.pairs, -1) for x in parts)
+
+
+def _add_scaled_rows(out: Tensor, feat: Tensor, weight: Tensor, pairs: KernelMap) -> Tensor:
+    channels = feat.shape[1]
+    table = weight.transpose(1, 2).reshape(-1, weight.shape[1])  # (K Ci, Co)
+    for group in pairs.groups:
+        order = group.by_target.order
+        rows = group.tap[order, None] * channels + torch.arange(channels, device=feat.device)
+        scale = feat.index_select(0, group.source[order])
+        starts = group.by_target.starts * channels
+        out += embedding_bag(rows.flatten(), table, starts, mode="sum", per_sample_weights=scale.flatten())
     return out
+
+
+def _sum_scaled_gradients(out: Tensor, grad: Tensor, feat: Tensor, pairs: KernelMap) -> None:
+    if len(pairs.source) == 0:
+        return
+    counts = torch.tensor(pairs.counts, device=feat.device)
+    starts = counts.cumsum(0) - counts
+    for channel, scale in enumerate(feat.index_select(0, pairs.source).t().contiguous()):
+        out[:, :, channel] = embedding_bag(pairs.target, grad, starts, mode="sum", per_sample_weights=scale)
 
 
 REFERENCE = Products(convolve, weight_gradient)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nufm.machine import available_cores
+from nufm.machine import available_cores, keep_freed_memory
 from nufm.running.checkpointing import newest_checkpoint, newest_run, verify
 from nufm.running.folder import RUN_DIR_VARIABLE, new_run_folder, slurm_job
 
@@ -55,8 +55,10 @@ def choose_run(runs: Path, run: str | None, ckpt_path: str | None) -> tuple[Path
 
 def set_threads(threads: int | None, trainer: Any) -> None:
     """torch's CPU threads: as asked, else as OMP_NUM_THREADS says, else this job's cores shared by its
-    processes.
+    processes. Where the CPU computes, its memory is kept for the next step.
     """
+    if trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        keep_freed_memory()
     if threads is None and "OMP_NUM_THREADS" in os.environ:
         return
     if threads is None:
