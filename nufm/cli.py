@@ -29,9 +29,10 @@ from rich.console import Console
 from nufm.checkpoint import save_pretrained
 from nufm.data.event import MOTIF_NAMES, PID_NAMES
 from nufm.methods.linear_probe import OnlineProbe, ProbeSettings
+from nufm.ops.dispatch import BackendError, preference
 from nufm.running.checkpointing import AtomicCheckpointIO, RunCheckpoints, newest_run, verify
 from nufm.running.folder import RUN_DIR_VARIABLE, MetricsCSV, config_name, git_state, new_run_folder, write_record
-from nufm.running.guards import Interrupted, NonFiniteStep, SaveOnSignal, StepSeed, StopAtNaN
+from nufm.running.guards import Interrupted, NonFiniteStep, SaveOnSignal, SayBackends, StepSeed, StopAtNaN
 from nufm.running.messages import run_help, shorter
 from nufm.running.progress import RunProgress
 from nufm.running.start import choose_run, default_precision, set_matmul_precision, set_threads
@@ -181,6 +182,7 @@ class RunCLI(LightningCLI):
     # ------------------------------------------------------------------ building
 
     def before_instantiate_classes(self) -> None:
+        preference()  # a misspelt NUFM_BACKEND stops here
         runs = Path(self.config.runs_dir) / config_name(self.configs[0])
         self.run_dir, self.resume_from = choose_run(runs, self.config.run, self.config.ckpt_path)
         if not self.build:
@@ -217,6 +219,7 @@ class RunCLI(LightningCLI):
         callbacks = [
             StepSeed(int(self.config.seed_everything)),
             StopAtNaN(),
+            SayBackends(),
             RunProgress(),
             *_as_list(settings.callbacks),
             SaveOnSignal(checkpoints),
@@ -309,7 +312,7 @@ def fit(cli: RunCLI, console: Console) -> None:
         if trainer.is_global_zero:
             console.print(f"{stop}; {ending}", markup=False)
         raise SystemExit(0 if stop.requeued or stop.signum != signal.SIGTERM else 128 + stop.signum) from None
-    except NonFiniteStep as error:
+    except (NonFiniteStep, BackendError) as error:
         console.print(f"stopped: {error}", style="bold red", markup=False, highlight=False)
         raise SystemExit(1) from None
     except ValueError as error:

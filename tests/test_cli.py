@@ -75,6 +75,18 @@ def test_bad_flags_are_refused(folder, monkeypatch, capsys, flags, words):
 
 
 @pytest.mark.parametrize(
+    ("backend", "words"),
+    [("tritn", ["NUFM_BACKEND=tritn", "triton"]), ("spconv", ["sparse_conv", "spconv", "',torch'"])],
+)
+def test_a_backend_that_cannot_run_ends_with_its_reason(folder, monkeypatch, capsys, backend, words):
+    monkeypatch.setenv("NUFM_BACKEND", backend)
+    with pytest.raises(SystemExit) as stop:
+        pretrain(["--config", str(folder / "mini.yaml"), "--run", str(folder / backend)])
+    said = capsys.readouterr().err
+    assert stop.value.code in (1, 2) and all(word in said for word in words), said
+
+
+@pytest.mark.parametrize(
     ("place", "word"),
     [
         (("trainer",), "max_stepz"),
@@ -237,6 +249,8 @@ def test_run_folder_says_what_ran(folder, finished):
     assert environment["torch_threads"] == 1 and environment["cpu_cores"] >= 1
     git = json.loads((finished / "git.json").read_text())
     assert "commit" in git
+    backends = json.loads((finished / "backends.json").read_text())
+    assert "torch" in backends["used"]["sparse_conv"] and "torch" in backends["used"]["windowed_attention"]
     with open(finished / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["0", "1", "2"]
@@ -387,6 +401,7 @@ def test_progress_where_there_is_no_terminal(folder, finished, capfd):
     said = capfd.readouterr().err
     line = next(line for line in said.splitlines() if line.startswith("step 3/3"))
     assert "loss" in line and "events/s" in line and "to go" in line
+    assert len([line for line in said.splitlines() if line.startswith("ops (NUFM_BACKEND=auto): torch: ")]) == 1
     assert "\x1b" not in said and "\r" not in said
 
 

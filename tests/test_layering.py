@@ -27,8 +27,8 @@ ARROWS = {
     "display": {"display", "data"},
     "checkpoint": {"checkpoint", "models", "data.transforms", "data.event"},
     "report": {"report", "methods", "models", "data", "metrics", "display", "checkpoint"},
-    "running": {"running", "machine"},
-    "cli": {"cli", "running", "methods", "report", "checkpoint", "data.event"},
+    "running": {"running", "machine", "ops.dispatch"},
+    "cli": {"cli", "running", "methods", "report", "checkpoint", "data.event", "ops.dispatch"},
 }
 LAZY = {("data", "simulation")}  # allowed inside a function only: it compiles
 

@@ -184,8 +184,13 @@ def run(op: str, reference: Callable[..., Any], *args: Any) -> Any:
     return load(name).IMPLEMENTATIONS[op].run(*args)
 
 
+def forget_used() -> None:
+    """Let :func:`used` begin anew."""
+    _used.clear()
+
+
 def used() -> dict[str, tuple[str, ...]]:
-    """Op -> backends that have run it in this process."""
+    """Op -> backends that have run it in this process, or since :func:`forget_used`."""
     return {op: tuple(sorted(names)) for op, names in sorted(_used.items())}
 
 

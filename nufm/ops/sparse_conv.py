@@ -79,7 +79,7 @@ def weight_gradient(grad: Tensor, feat: Tensor, pairs: KernelMap) -> Tensor:
 def _matrices(weight: Tensor) -> Tensor:
     """(Co, K, Ci) -> (K, Co, Ci), each tap's matrix in one piece: rows far apart in memory halve the speed."""
     weight = weight.transpose(0, 1)
-    taps, rows, columns = weight.shape
+    rows, columns = weight.shape[1:]
     is_dense = weight.stride()[1:] in ((columns, 1), (1, rows))
     return weight if is_dense else weight.contiguous()
 

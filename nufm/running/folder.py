@@ -4,6 +4,7 @@ runs/<config name>/<date-time, or slurm-<job id>>/
     config.yaml        every setting, resolved
     git.json           commit and whether the tree was changed (git.diff holds the changes)
     environment.json   Python, packages, hardware, threads, command line
+    backends.json      which backend ran which op
     metrics.csv        every logged number
     checkpoints/       last.ckpt, best.ckpt, each with its record of completeness
 """

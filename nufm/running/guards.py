@@ -1,10 +1,11 @@
-"""What keeps a run repeatable and honest: random numbers per step, a stop at the first NaN, a save on a
-signal.
+"""What keeps a run repeatable and honest: random numbers per step, what the ops ran on, a stop at the first NaN, a
+save on a signal.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor
 
+from nufm.ops.dispatch import forget_used, preference, used, used_line
 from nufm.running.checkpointing import RunCheckpoints, plain
 from nufm.running.folder import slurm_job
 
@@ -52,6 +54,24 @@ def seed_everything_for(*place: int) -> None:
     torch.manual_seed((int(words[0]) << 32) | int(words[1]))
     np.random.seed(int(words[2]))  # noqa: NPY002  (libraries that still use the global generator)
     random.seed(int(words[3]))
+
+
+class SayBackends(Callback):
+    """States after the first step which backend ran which op: one line, and ``backends.json`` in the run folder."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def on_train_start(self, *_: Any) -> None:
+        forget_used()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self._said or not trainer.is_global_zero:
+            return
+        self._said = True
+        trainer.print(used_line())
+        text = json.dumps({"asked": ",".join(preference()), "used": used()}, indent=1)
+        (Path(trainer.default_root_dir) / "backends.json").write_text(text + "\n")
 
 
 class NonFiniteStep(RuntimeError):

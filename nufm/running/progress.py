@@ -41,7 +41,7 @@ class RunProgress(ProgressBar):
         self._enabled = True
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        self.console.print(*args)
+        self.console.print(*args, soft_wrap=True, markup=False, highlight=False)
 
     # ------------------------------------------------------------------ the training
 
