@@ -69,7 +69,7 @@ class SayBackends(Callback):
         if self._said or not trainer.is_global_zero:
             return
         self._said = True
-        trainer.print(used_line())
+        (trainer.progress_bar_callback or trainer).print(used_line())
         text = json.dumps({"asked": ",".join(preference()), "used": used()}, indent=1)
         (Path(trainer.default_root_dir) / "backends.json").write_text(text + "\n")
 
