@@ -71,7 +71,9 @@ class SayBackends(Callback):
         self._said = True
         (trainer.progress_bar_callback or trainer).print(used_line())
         text = json.dumps({"asked": ",".join(preference()), "used": used()}, indent=1)
-        (Path(trainer.default_root_dir) / "backends.json").write_text(text + "\n")
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "backends.json").write_text(text + "\n")
 
 
 class NonFiniteStep(RuntimeError):
