@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from nufm.data.event import PointBatch
 from nufm.ops.attention import Windows, window_layout, windowed_attention
+from nufm.ops.kernel_map import KernelMap, submanifold_map
 from nufm.ops.pool import Segments, pool_cells, segment_reduce, take
 from nufm.ops.serialize import CURVES, serialize
-from nufm.ops.kernel_map import KernelMap, submanifold_map
 from nufm.ops.sparse_conv import sparse_conv
 
 
@@ -38,14 +38,19 @@ class Stage:
         coord: float (N_s, 3), mean of the pooled points' coordinates.
         grid: int64 (N_s, 3) lattice cells; a cell is twice as wide as in the stage before.
         offsets: int64 (B+1,) from 0 to N_s.
-        inverse: int64 (N_{s-1},) pooled point of each point of the stage before; None at stage 0.
+        members: which points of the stage before make up each point; None at stage 0.
     """
 
     feat: Tensor
     coord: Tensor
     grid: Tensor
     offsets: Tensor
-    inverse: Tensor | None
+    members: Segments | None
+
+    @property
+    def inverse(self) -> Tensor | None:
+        """int64 (N_{s-1},) pooled point of each point of the stage before; None at stage 0."""
+        return None if self.members is None else self.members.index
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,7 +341,7 @@ class PointTransformerV3(nn.Module):
                 "the transforms must be those the encoder was built for"
             )
         x = self.embedding(batch.feat, mask)
-        coord, grid, offsets, inverse = batch.coord, batch.grid, batch.offsets, None
+        coord, grid, offsets, members = batch.coord, batch.grid, batch.offsets, None
         stages: list[Stage] = []
         for s, depth in enumerate(self.depths):
             modules = self.enc[f"enc{s}"]
@@ -344,14 +349,14 @@ class PointTransformerV3(nn.Module):
                 pooling = pool_cells(grid, offsets, stride=2)
                 x = modules["down"](x, pooling.segments)
                 coord = segment_reduce(coord, pooling.segments, len(pooling.grid), "mean")
-                grid, offsets, inverse = pooling.grid, pooling.offsets, pooling.inverse
+                grid, offsets, members = pooling.grid, pooling.offsets, pooling.segments
             # With fewer blocks than curves only the first few of the shuffled list are needed.
             curves = self.stage_curves()[: max(depth, 1)]
             bits = None if self.depth_bits is None else self.depth_bits - s
             geometry = stage_geometry(grid, offsets, curves, bits, self.stage_window(offsets))
             for i in range(depth):
                 x = modules[f"block{i}"](x, geometry, i % len(curves))
-            stages.append(Stage(x, coord, grid, offsets, inverse))
+            stages.append(Stage(x, coord, grid, offsets, members))
         return stages
 
     def stage_curves(self) -> list[str]:
@@ -394,7 +399,7 @@ def upcast(stages: list[Stage], levels: int | None = None) -> Tensor:
         raise ValueError(f"levels must be 0..{top} for {len(stages)} stages, found {levels}")
     x = stages[top].feat
     for s in range(top, top - levels, -1):
-        x = torch.cat([stages[s - 1].feat, take(x, stages[s].inverse)], dim=1)
+        x = torch.cat([stages[s - 1].feat, take(x, stages[s].members)], dim=1)
     return x
 
 
@@ -417,5 +422,5 @@ def pool_mean(x: Tensor, stages: list[Stage], level: int) -> Tensor:
     if not 0 <= level < len(stages):
         raise ValueError(f"level must be 0..{len(stages) - 1}, found {level}")
     for stage in stages[1 : level + 1]:
-        x = segment_reduce(x, stage.inverse, len(stage.grid), "mean")
+        x = segment_reduce(x, stage.members, len(stage.grid), "mean")
     return x
