@@ -5,9 +5,9 @@ Shape legend: N points, W windows, B events, P places of queries, R places of ke
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,10 +114,12 @@ class Cuts:
     Attributes:
         queries: int64 (W+1,) from 0 to P.
         keys: int64 (W+1,) from 0 to R.
+        tables: what backends make of them for themselves, by the name they give it.
     """
 
     queries: Tensor
     keys: Tensor
+    tables: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -269,6 +271,7 @@ class Windows:
         key_rows: int64 (R,) the row of k and v in each place; None if the places are the rows.
         n_queries: Nq.
         n_keys: Nk.
+        most_places: no row of k and v stands in more places than this, where that is known; None if not.
         cuts: made of the boundaries, shared by windows that differ in their rows only (:meth:`of_points`).
 
     Raises:
@@ -281,6 +284,7 @@ class Windows:
     key_rows: Tensor | None
     n_queries: int
     n_keys: int
+    most_places: int | None = None
     cuts: Cuts | None = None
 
     def __post_init__(self) -> None:
@@ -325,7 +329,7 @@ class Windows:
     def of_layout(cls, layout: WindowLayout) -> Windows:
         """Windows of serialized points, rows in serialized order."""
         n = int(layout.query_boundaries[-1])
-        return cls(layout.query_boundaries, layout.key_boundaries, None, layout.gather, n, n)
+        return cls(layout.query_boundaries, layout.key_boundaries, None, layout.gather, n, n, most_places=2)
 
     def of_points(self, points: Tensor) -> Windows:
         """The same windows for rows in the order of the points.
@@ -348,7 +352,7 @@ class Windows:
     @cached_property
     def keys(self) -> Segments | None:
         """The row of k and v in each key place, None if the places are the rows."""
-        return None if self.key_rows is None else Segments(self.key_rows, self.n_keys)
+        return None if self.key_rows is None else Segments(self.key_rows, self.n_keys, self.most_places)
 
     @cached_property
     def query_slots(self) -> Exchange | None:

@@ -8,9 +8,15 @@ them for several GPUs on a machine that has none.
 
 from __future__ import annotations
 
-from nufm.ops.backends.triton import curves, neighbors, segments
+from nufm.ops.backends.triton import attention, conv, curves, neighbors, segments
 from nufm.ops.backends.triton.device import unavailable
 
-IMPLEMENTATIONS = {**curves.IMPLEMENTATIONS, **neighbors.IMPLEMENTATIONS, **segments.IMPLEMENTATIONS}
+IMPLEMENTATIONS = {
+    **attention.IMPLEMENTATIONS,
+    **conv.IMPLEMENTATIONS,
+    **curves.IMPLEMENTATIONS,
+    **neighbors.IMPLEMENTATIONS,
+    **segments.IMPLEMENTATIONS,
+}
 
 __all__ = ["IMPLEMENTATIONS", "unavailable"]

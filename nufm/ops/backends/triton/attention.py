@@ -1,0 +1,468 @@
+"""Windowed attention that reads queries, keys and values where they lie.
+
+Shape legend: Nq rows of queries, Nk rows of keys, P = Nq places of queries, R places of keys, W windows, T tiles,
+H heads, D channels per head of queries and keys, DV of values, S pairs.
+
+Softmax over blocks of keys with running maximum and sum (Milakov & Gimelshein, "Online normalizer calculation for
+softmax", arXiv 1805.02867); the backward pass computes the weights again from the saved logarithm of the sum (Dao et
+al., "FlashAttention", arXiv 2205.14135, section 3). One program owns a tile of queries, or of keys, of one window: no
+two programs write to the same place, so that results are repeatable. Products are of the dtype of the inputs, all
+sums, maxima and exponentials of float32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from nufm.ops.backends.triton.aot import Specimen
+from nufm.ops.backends.triton.device import device_refusal, float_refusal, interpreting
+from nufm.ops.dispatch import Implementation, preference, use_backend
+from nufm.ops.windows import Cuts, Windows
+
+LOG2E = tl.constexpr(1.4426950408889634)
+# The interpreter multiplies the bits of bfloat16 as if they were integers; products of float32 are the same, exact.
+WIDEN = tl.constexpr(interpreting())
+MAX_WIDTH = 128
+SIZES = ["n_places", "n_pairs"]  # differ from batch to batch: nothing is compiled anew for some of their values
+
+
+@triton.jit
+def _dot(a, b, PRECISION: tl.constexpr):
+    if WIDEN:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def _extent(boundaries, window):
+    """First place of a window, int64, and how many it has, int32."""
+    begin = tl.load(boundaries + window)
+    return begin, (tl.load(boundaries + window + 1) - begin).to(tl.int32)
+
+
+@triton.jit
+def _rows_of(rows, place, is_real):
+    if rows is not None:
+        place = tl.load(rows + place, mask=is_real, other=0)
+    return place
+
+
+@triton.jit
+def _load(x, row, is_real, stride_row, offset, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """(rows, BLOCK) channels of one head, 0 beyond WIDTH and for rows that are not real."""
+    channel = tl.arange(0, BLOCK)
+    mask = is_real[:, None] & (channel < WIDTH)[None, :]
+    return tl.load((x + offset + row * stride_row)[:, None] + channel[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _store(x, value, row, is_real, stride_row, offset, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    channel = tl.arange(0, BLOCK)
+    mask = is_real[:, None] & (channel < WIDTH)[None, :]
+    tl.store((x + offset + row * stride_row)[:, None] + channel[None, :], value.to(x.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _forward_kernel(
+    q,  # (Nq, H, D), strides below, last one 1; likewise k and v
+    k,  # (Nk, H, D)
+    v,  # (Nk, H, DV)
+    bias,  # (H, S) or None
+    out,  # (Nq, H, DV)
+    lse,  # *fp32 (H, P) logarithm, to base 2, of the sum of exponentials; 0 where there are no keys
+    query_rows,  # *i64 (P,) or None
+    key_rows,  # *i64 (R,) or None
+    query_boundaries,  # *i64 (W+1,)
+    key_boundaries,  # *i64 (W+1,)
+    pair_offsets,  # *i64 (W+1,) or None
+    tile_window,  # *i32 (T,)
+    tile_first,  # *i32 (T,) first query of the tile, counted within its window
+    n_places,
+    n_pairs,
+    scale,
+    q_row,
+    q_head,
+    k_row,
+    k_head,
+    v_row,
+    v_head,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    head = tl.program_id(1).to(tl.int64)
+    window = tl.load(tile_window + tile).to(tl.int64)
+    query_begin, n_queries = _extent(query_boundaries, window)
+    key_begin, n_keys = _extent(key_boundaries, window)
+    i = tl.load(tile_first + tile) + tl.arange(0, BLOCK_M)
+    is_query = i < n_queries
+    place = query_begin + i
+    row = _rows_of(query_rows, place, is_query)
+    queries = _load(q, row, is_query, q_row, head * q_head, D, BLOCK_D)
+
+    if bias is not None:
+        pair = head * n_pairs + tl.load(pair_offsets + window) + i.to(tl.int64) * n_keys
+    highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    mixed = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+    for first in range(0, n_keys, BLOCK_N):
+        j = first + tl.arange(0, BLOCK_N)
+        is_key = j < n_keys
+        key_row = _rows_of(key_rows, key_begin + j, is_key)
+        keys = _load(k, key_row, is_key, k_row, head * k_head, D, BLOCK_D)
+        logits = _dot(queries, tl.trans(keys), PRECISION) * (scale * LOG2E)
+        if bias is not None:
+            mask = is_query[:, None] & is_key[None, :]
+            logits += tl.load((bias + pair)[:, None] + j[None, :], mask=mask, other=0.0).to(tl.float32) * LOG2E
+        logits = tl.where(is_key[None, :], logits, float("-inf"))
+        higher = tl.maximum(highest, tl.max(logits, 1))
+        # Where a bias of -inf has left out all keys so far, -inf - -inf would be NaN.
+        finite = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(logits - finite[:, None])
+        shrink = tl.exp2(highest - finite)
+        values = _load(v, key_row, is_key, v_row, head * v_head, DV, BLOCK_DV)
+        total = total * shrink + tl.sum(weights, 1)
+        mixed = mixed * shrink[:, None] + _dot(weights.to(values.dtype), values, PRECISION)
+        highest = higher
+
+    has_none = total == 0
+    total = tl.where(has_none, 1.0, total)
+    heads = tl.num_programs(1)
+    _store(out, mixed / total[:, None], row, is_query, heads * DV, head * DV, DV, BLOCK_DV)
+    logarithm = tl.where(has_none, 0.0, highest + tl.log2(total))
+    tl.store(lse + head * n_places + place, logarithm, mask=is_query)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _query_grad_kernel(
+    q,
+    k,
+    v,
+    bias,
+    out,
+    grad,  # (Nq, H, DV) contiguous, like out
+    lse,
+    delta,  # *fp32 (H, P) out: sum of grad * out over the channels
+    dq,  # (Nq, H, D) out
+    dbias,  # (H, S) out, or None
+    query_rows,
+    key_rows,
+    query_boundaries,
+    key_boundaries,
+    pair_offsets,
+    tile_window,
+    tile_first,
+    n_places,
+    n_pairs,
+    scale,
+    q_row,
+    q_head,
+    k_row,
+    k_head,
+    v_row,
+    v_head,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    head = tl.program_id(1).to(tl.int64)
+    heads = tl.num_programs(1)
+    window = tl.load(tile_window + tile).to(tl.int64)
+    query_begin, n_queries = _extent(query_boundaries, window)
+    key_begin, n_keys = _extent(key_boundaries, window)
+    i = tl.load(tile_first + tile) + tl.arange(0, BLOCK_M)
+    is_query = i < n_queries
+    place = query_begin + i
+    row = _rows_of(query_rows, place, is_query)
+    queries = _load(q, row, is_query, q_row, head * q_head, D, BLOCK_D)
+    grads = _load(grad, row, is_query, heads * DV, head * DV, DV, BLOCK_DV)
+    outs = _load(out, row, is_query, heads * DV, head * DV, DV, BLOCK_DV)
+    inner = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)
+    tl.store(delta + head * n_places + place, inner, mask=is_query)
+    logarithm = tl.load(lse + head * n_places + place, mask=is_query, other=0.0)
+
+    if bias is not None:
+        pair = head * n_pairs + tl.load(pair_offsets + window) + i.to(tl.int64) * n_keys
+    dqueries = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for first in range(0, n_keys, BLOCK_N):
+        j = first + tl.arange(0, BLOCK_N)
+        is_key = j < n_keys
+        key_row = _rows_of(key_rows, key_begin + j, is_key)
+        keys = _load(k, key_row, is_key, k_row, head * k_head, D, BLOCK_D)
+        values = _load(v, key_row, is_key, v_row, head * v_head, DV, BLOCK_DV)
+        mask = is_query[:, None] & is_key[None, :]
+        logits = _dot(queries, tl.trans(keys), PRECISION) * (scale * LOG2E)
+        if bias is not None:
+            logits += tl.load((bias + pair)[:, None] + j[None, :], mask=mask, other=0.0).to(tl.float32) * LOG2E
+        weights = tl.where(mask, tl.exp2(logits - logarithm[:, None]), 0.0)
+        dweights = _dot(grads, tl.trans(values), PRECISION)
+        dlogits = weights * (dweights - inner[:, None])
+        if dbias is not None:
+            tl.store((dbias + pair)[:, None] + j[None, :], dlogits.to(dbias.dtype.element_ty), mask=mask)
+        dqueries += _dot(dlogits.to(keys.dtype), keys, PRECISION)
+    _store(dq, dqueries * scale, row, is_query, heads * D, head * D, D, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _key_grad_kernel(
+    q,
+    k,
+    v,
+    bias,
+    grad,  # (Nq, H, DV) contiguous
+    lse,
+    delta,
+    dk,  # out, for each place: row r and head h begin at r (H D + H DV) + h D
+    dv,  # out, likewise with h DV
+    query_rows,
+    key_rows,
+    query_boundaries,
+    key_boundaries,
+    pair_offsets,
+    tile_window,
+    tile_first,  # *i32 (T,) first key of the tile, counted within its window
+    n_places,
+    n_pairs,
+    scale,
+    q_row,
+    q_head,
+    k_row,
+    k_head,
+    v_row,
+    v_head,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    head = tl.program_id(1).to(tl.int64)
+    heads = tl.num_programs(1)
+    window = tl.load(tile_window + tile).to(tl.int64)
+    query_begin, n_queries = _extent(query_boundaries, window)
+    key_begin, n_keys = _extent(key_boundaries, window)
+    j = tl.load(tile_first + tile) + tl.arange(0, BLOCK_N)
+    is_key = j < n_keys
+    key_place = key_begin + j
+    key_row = _rows_of(key_rows, key_place, is_key)
+    keys = _load(k, key_row, is_key, k_row, head * k_head, D, BLOCK_D)
+    values = _load(v, key_row, is_key, v_row, head * v_head, DV, BLOCK_DV)
+
+    dkeys = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dvalues = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
+    for first in range(0, n_queries, BLOCK_M):
+        i = first + tl.arange(0, BLOCK_M)
+        is_query = i < n_queries
+        place = query_begin + i
+        row = _rows_of(query_rows, place, is_query)
+        queries = _load(q, row, is_query, q_row, head * q_head, D, BLOCK_D)
+        grads = _load(grad, row, is_query, heads * DV, head * DV, DV, BLOCK_DV)
+        logarithm = tl.load(lse + head * n_places + place, mask=is_query, other=0.0)
+        inner = tl.load(delta + head * n_places + place, mask=is_query, other=0.0)
+        mask = is_key[:, None] & is_query[None, :]
+        logits = _dot(keys, tl.trans(queries), PRECISION) * (scale * LOG2E)
+        if bias is not None:
+            pair = head * n_pairs + tl.load(pair_offsets + window) + i.to(tl.int64) * n_keys
+            logits += tl.load((bias + pair)[None, :] + j[:, None], mask=mask, other=0.0).to(tl.float32) * LOG2E
+        weights = tl.where(mask, tl.exp2(logits - logarithm[None, :]), 0.0)
+        dvalues += _dot(weights.to(grads.dtype), grads, PRECISION)
+        dweights = _dot(values, tl.trans(grads), PRECISION)
+        dlogits = weights * (dweights - inner[None, :])
+        dkeys += _dot(dlogits.to(queries.dtype), queries, PRECISION)
+    stride = heads * (D + DV)
+    _store(dk, dkeys * scale, key_place, is_key, stride, head * D, D, BLOCK_D)
+    _store(dv, dvalues, key_place, is_key, stride, head * DV, DV, BLOCK_DV)
+
+
+class Shape(NamedTuple):
+    """Edges of the tiles of queries and keys, and how they are computed."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+    @classmethod
+    def of(cls, cuts: Cuts, width: int, is_float: bool, backward: bool) -> Shape:
+        """Tiles that fit the registers of any of the GPUs, no longer than the longest window asks for."""
+        queries = 128 if width <= 64 and not (is_float or backward) else 64
+        keys = 32 if is_float and width > 32 else 64
+        longest = cuts.host_lengths.amax(1).tolist()
+        queries, keys = (
+            max(16, min(edge, triton.next_power_of_2(n))) for edge, n in zip((queries, keys), longest, strict=True)
+        )
+        return cls(queries, keys, 8 if width > 64 else 4, 2)
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+def _tiles(cuts: Cuts, side: int, edge: int) -> tuple[Tensor, Tensor]:
+    """Window and first place, within it, of each tile of queries (side 0) or keys (side 1); the longest loops first."""
+    made = cuts.tables.get(("tiles", side, edge))
+    if made is None:
+        lengths = cuts.lengths[side]
+        counts = (lengths + edge - 1) // edge
+        total = int(((cuts.host_lengths[side] + edge - 1) // edge).sum())
+        window = torch.arange(len(lengths), device=lengths.device).repeat_interleave(counts, output_size=total)
+        first = (torch.arange(total, device=lengths.device) - (counts.cumsum(0) - counts)[window]) * edge
+        order = torch.argsort(cuts.lengths[1 - side][window], descending=True, stable=True)
+        made = cuts.tables["tiles", side, edge] = window[order].int(), first[order].int()
+    return made
+
+
+def _block(width: int) -> int:
+    return max(16, triton.next_power_of_2(width))
+
+
+def _precision(x: Tensor) -> str:
+    # As the matrix products of PyTorch: TensorFloat-32 only where it was asked for.
+    return "tf32" if x.is_cuda and torch.version.hip is None and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def _last_is_dense(x: Tensor) -> Tensor:
+    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
+
+
+class _Attention(Function):
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, windows: Windows, scale: float, bias: Tensor | None):
+        q, k, v = (_last_is_dense(x) for x in (q, k, v))
+        bias = bias if bias is None else bias.contiguous()
+        n, heads, _ = q.shape
+        out = q.new_empty(n, heads, v.shape[2])
+        lse = torch.empty(heads, n, dtype=torch.float32, device=q.device)
+        ctx.windows, ctx.scale, ctx.precision, ctx.asked = windows, scale, _precision(q), preference()
+        ctx.save_for_backward(q, k, v, bias, out, lse)
+        shape, edges = _edges(ctx, q, v, backward=False)
+        tiles = _tiles(windows.cuts, 0, shape.queries)
+        grid = (len(tiles[0]), heads)
+        _forward_kernel[grid](q, k, v, bias, out, lse, *_lists(ctx, bias), *tiles, *_numbers(ctx, q, k, v), **edges)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        q, k, v, bias, out, lse = ctx.saved_tensors
+        windows, grad = ctx.windows, grad.contiguous()
+        heads, width, value_width = q.shape[1], q.shape[2], v.shape[2]
+        shape, edges = _edges(ctx, q, v, backward=True)
+        lists, numbers = _lists(ctx, bias), _numbers(ctx, q, k, v)
+        delta = torch.empty_like(lse)
+        dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+        dbias = torch.empty_like(bias) if ctx.needs_input_grad[5] else None
+        tiles = _tiles(windows.cuts, 0, shape.queries)
+        _query_grad_kernel[(len(tiles[0]), heads)](
+            q, k, v, bias, out, grad, lse, delta, dq, dbias, *lists, *tiles, *numbers, **edges
+        )
+        # One row for each place of a key, of both gradients: a row of k that stands in several is summed afterwards.
+        n_places = len(k) if windows.key_rows is None else len(windows.key_rows)
+        both = k.new_empty(n_places, heads * (width + value_width))
+        tiles = _tiles(windows.cuts, 1, shape.keys)
+        _key_grad_kernel[(len(tiles[0]), heads)](
+            q, k, v, bias, grad, lse, delta, both, both[:, heads * width :], *lists, *tiles, *numbers, **edges
+        )
+        if windows.keys is not None:
+            with use_backend(*ctx.asked):  # the threads of autograd do not see the caller's
+                both = windows.keys.sum(both)
+        dk, dv = both.split([heads * width, heads * value_width], 1)
+        return dq, dk.unflatten(1, (heads, width)), dv.unflatten(1, (heads, value_width)), None, None, dbias
+
+
+def _edges(ctx, q: Tensor, v: Tensor, backward: bool) -> tuple[Shape, dict[str, int | str]]:
+    width, value_width = q.shape[2], v.shape[2]
+    shape = Shape.of(ctx.windows.cuts, max(width, value_width), q.dtype == torch.float32, backward)
+    return shape, {
+        "D": width,
+        "DV": value_width,
+        "BLOCK_D": _block(width),
+        "BLOCK_DV": _block(value_width),
+        "BLOCK_M": shape.queries,
+        "BLOCK_N": shape.keys,
+        "PRECISION": ctx.precision,
+        **shape.options,
+    }
+
+
+def _lists(ctx, bias: Tensor | None) -> tuple[Tensor | None, ...]:
+    windows = ctx.windows
+    pairs = None if bias is None else windows.cuts.pair_offsets
+    return windows.query_rows, windows.key_rows, windows.query_boundaries, windows.key_boundaries, pairs
+
+
+def _numbers(ctx, q: Tensor, k: Tensor, v: Tensor) -> tuple[int | float, ...]:
+    strides = (s for x in (q, k, v) for s in x.stride()[:2])
+    return len(q), ctx.windows.cuts.n_pairs, ctx.scale, *strides
+
+
+def _refuses(q: Tensor, k: Tensor, v: Tensor, windows: Windows, scale: float, bias: Tensor | None) -> str | None:
+    widest = max(q.shape[2], v.shape[2])
+    if widest > MAX_WIDTH:
+        return f"up to {MAX_WIDTH} channels per head, found {widest}"
+    if q.shape[1] >= 2**16:
+        return f"{q.shape[1]} heads exceed the 65535 rows of a launch"
+    tensors = (q, k, v) if bias is None else (q, k, v, bias)
+    return float_refusal(q, k, v) or device_refusal(*tensors, windows.query_boundaries)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows, scale: float, bias: Tensor | None) -> Tensor:
+    return _Attention.apply(q, k, v, windows, scale, bias)
+
+
+IMPLEMENTATIONS = {
+    "windowed_attention": Implementation(
+        _attention, _refuses, f"GPU tensors of float32, bfloat16, float16; up to {MAX_WIDTH} channels per head"
+    )
+}
+
+
+def specimens() -> list[Specimen]:
+    long = ("query_rows", "key_rows", "query_boundaries", "key_boundaries", "pair_offsets")
+    types = {name: "*i64" for name in long}
+    types |= {"tile_window": "*i32", "tile_first": "*i32", "lse": "*fp32", "delta": "*fp32"}
+    types |= {name: "i32" for name in (*SIZES, "q_row", "q_head", "k_row", "k_head", "v_row", "v_head")}
+    types["scale"] = "fp32"
+    made = []
+    cases = (
+        ("*bf16", "ieee", 16, False),
+        ("*bf16", "ieee", 16, True),
+        ("*bf16", "ieee", 128, False),
+        ("*fp16", "ieee", 16, False),
+        ("*fp32", "ieee", 16, False),
+        ("*fp32", "tf32", 64, False),
+    )
+    cuts = Cuts(torch.tensor([0, 256]), torch.tensor([0, 256]))
+    for data, precision, width, with_bias in cases:
+        types |= {name: data for name in ("q", "k", "v", "out", "grad", "dq", "dk", "dv", "bias", "dbias")}
+        for kernel in (_forward_kernel, _query_grad_kernel, _key_grad_kernel):
+            shape = Shape.of(cuts, width, data == "*fp32", kernel is not _forward_kernel)
+            constants = {"D": width, "DV": width, "BLOCK_D": _block(width), "BLOCK_DV": _block(width)}
+            constants |= {"BLOCK_M": shape.queries, "BLOCK_N": shape.keys, "PRECISION": precision}
+            if not with_bias:
+                constants |= {name: None for name in ("bias", "dbias", "pair_offsets")}
+            names = [name for name in kernel.arg_names if name not in constants]
+            constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+            attrs = {n: [["tt.divisibility", 16]] for n in names if n not in SIZES and n != "scale"}
+            made.append(Specimen(kernel, {n: types[n] for n in names}, constants, shape.options, attrs))
+    return made
