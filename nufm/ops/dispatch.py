@@ -35,7 +35,7 @@ REFERENCE = "torch"
 # whose import raises ImportError where its package is missing (nothing else is silent).
 BACKENDS = {
     "triton": "comes with torch for Linux and a GPU; or: pip install triton",
-    "spconv": "pip install spconv-cu120 (or the build for your CUDA)",
+    "spconv": "pip install spconv-cu126 (or the build for your CUDA)",
     "flash_attn": "pip install flash-attn",
     "torch_varlen": "comes with torch >= 2.10",
     "torch_scatter": "pip install torch-scatter",

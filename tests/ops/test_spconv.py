@@ -404,30 +404,30 @@ TOLERANCE = {torch.float32: (1e-4, 1e-4), torch.float16: (2e-2, 2e-2)}
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("channels", [(32, 16), (1, 16), (5, 7)])
-def test_equal_to_the_reference_on_a_gpu(installed, random_events, dtype, name, channels):
-    pairs = maps(random_events)[name]
-    pairs = KernelMap(
-        pairs.source.cuda(), pairs.target.cuda(), pairs.counts, pairs.n_source, pairs.n_target, pairs.identity
-    )
+def test_equal_to_the_reference_on_a_gpu(installed, random_events, dtype, name):
+    made = maps(random_events)[name]
+    pairs = KernelMap(made.source.cuda(), made.target.cuda(), made.counts, made.n_source, made.n_target, made.identity)
     generator = torch.Generator().manual_seed(2)
-    scale = (2.0, (pairs.taps * channels[0]) ** -0.5, 1.0)  # results of order one
-    shapes = ((pairs.n_source, channels[0]), (channels[1], pairs.taps, channels[0]), (channels[1],))
-    values = [(s * torch.randn(*shape, generator=generator)).to("cuda", dtype) for s, shape in zip(scale, shapes, strict=True)]
-    cotangent = torch.randn(pairs.n_target, channels[1], generator=generator).to("cuda", dtype)
-    leaves = [x.clone().requires_grad_() for x in values]
-    exact = [x.double().requires_grad_() for x in values]
-    assert installed.refuses(*leaves, pairs) is None
-    out, expected = installed.run(*leaves, pairs), differentiable(*exact, pairs)
     rtol, atol = TOLERANCE[dtype]
-    assert out.dtype == dtype
-    torch.testing.assert_close(out.double(), expected, rtol=rtol, atol=atol)
-    found = torch.autograd.grad(out, leaves, cotangent)
-    wanted = torch.autograd.grad(expected, exact, cotangent.double())
-    for a, b in zip(found, wanted, strict=True):
-        assert a.dtype == dtype
-        largest = b.abs().max().item()
-        torch.testing.assert_close(a.double(), b, rtol=rtol, atol=atol * max(largest, 1.0))
+
+    def drawn(*shape, scale=1.0):
+        return (scale * torch.randn(*shape, generator=generator)).to("cuda", dtype)
+
+    for ci, co in ((32, 16), (1, 16), (5, 7)):
+        # Results of order one.
+        values = drawn(made.n_source, ci), drawn(co, made.taps, ci, scale=(made.taps * ci) ** -0.5), drawn(co)
+        leaves = [x.clone().requires_grad_() for x in values]
+        exact = [x.double().requires_grad_() for x in values]
+        assert installed.refuses(*leaves, pairs) is None
+        out, expected = installed.run(*leaves, pairs), differentiable(*exact, pairs)
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.double(), expected, rtol=rtol, atol=atol)
+        cotangent = drawn(*out.shape)
+        found = torch.autograd.grad(out, leaves, cotangent)
+        wanted = torch.autograd.grad(expected, exact, cotangent.double())
+        for a, b in zip(found, wanted, strict=True):
+            assert a.dtype == dtype
+            torch.testing.assert_close(a.double(), b, rtol=rtol, atol=atol * max(b.abs().max().item(), 1.0))
 
 
 @pytest.mark.gpu
