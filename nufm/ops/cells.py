@@ -24,8 +24,9 @@ from nufm.ops.serialize import check_packed, event_index
 
 MAX_BITS = 62  # of a sorted code: the event number and three times the depth
 MAX_DEPTH = 20
-PAIRS_PER_CHUNK = 2**20
+PAIRS_PER_CHUNK = 2**18  # on a CPU: what fits its caches
 QUERIES_PER_BLOCK = 2**15
+DEVICE_CHUNKS = 16  # times larger elsewhere, for fewer launches
 SHORT = 64  # up to so many candidates of a query, its chunk mates need not be like it
 
 
@@ -165,7 +166,7 @@ class Cells:
         total = count.sum(1)
         octave = torch.frexp((total - 1).clamp(min=SHORT - 1).double()).exponent.long()  # total <= 2^octave
         octave, order = torch.sort(octave, stable=True)
-        chunk = (1 << octave).cumsum(0) // PAIRS_PER_CHUNK
+        chunk = (1 << octave).cumsum(0) // chunk_sizes(query.device)[0]
         is_cut = (octave.diff() != 0) | (chunk.diff() != 0)
         for lo, hi in itertools.pairwise([0, *(is_cut.nonzero()[:, 0] + 1).tolist(), len(order)]):
             part = order[lo:hi]
@@ -183,6 +184,12 @@ class Cells:
             rank, row, square = rank[near], self.row[place[near]], square[near]
             code, sequence = torch.sort(rank * len(self.row) + row)
             yield part, rank, code - rank * len(self.row), square[sequence]
+
+
+def chunk_sizes(device: torch.device) -> tuple[int, int]:
+    """Pairs per chunk and queries per block: what bounds the memory of a search beside its result."""
+    factor = 1 if device.type == "cpu" else DEVICE_CHUNKS
+    return factor * PAIRS_PER_CHUNK, factor * QUERIES_PER_BLOCK
 
 
 def columns(coord: Tensor) -> Tensor:

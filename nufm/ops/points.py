@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from nufm.ops import dispatch
-from nufm.ops.cells import PAIRS_PER_CHUNK, QUERIES_PER_BLOCK, Cells, check_pair, columns, square_distance
+from nufm.ops.cells import Cells, check_pair, chunk_sizes, columns, square_distance
 from nufm.ops.serialize import event_index
 
-SAMPLE = 128  # keys looked at to shrink a ball that holds too many of them
+SAMPLE = 64  # times k: keys looked at to shrink a ball; a cube of cells around a ball is 28 times larger, or less
 
 
 def k_nearest(
@@ -57,7 +57,7 @@ def _k_nearest(
     point, event = columns(query), event_index(query_offsets, len(query))
     code = cells.encode(point, event)
     # Neighbours in z-order one after the other: they find their keys in the same lines of memory.
-    for rows in torch.argsort(code).split(QUERIES_PER_BLOCK):
+    for rows in torch.argsort(code).split(chunk_sizes(query.device)[1]):
         asked, event_m = point[:, rows], event[rows]
         limit = _upper_bound(cells, asked, code[rows], key_offsets[event_m], key_offsets[event_m + 1], k)
         limit, start, count = _shrink(cells, asked, event_m, limit, k)
@@ -81,9 +81,10 @@ def _upper_bound(cells: Cells, query: Tensor, code: Tensor, first: Tensor, last:
     The keys around the query's place on the z-order curve are near it, mostly.
     """
     window = torch.arange(2 * k + 2, device=query.device)
+    n_part = max(1, chunk_sizes(query.device)[0] // len(window))
     limit = []
-    for lo in range(0, len(code), max(1, PAIRS_PER_CHUNK // len(window))):
-        part = slice(lo, lo + max(1, PAIRS_PER_CHUNK // len(window)))
+    for lo in range(0, len(code), n_part):
+        part = slice(lo, lo + n_part)
         place = torch.searchsorted(cells.code, code[part]) - len(window) // 2
         place = torch.maximum(torch.minimum(place, last[part] - len(window)), first[part])[:, None] + window
         square = _square_distance_at(cells, query[:, part], place.clamp(max=len(cells.row) - 1))
@@ -101,12 +102,12 @@ def _shrink(
     nearest of a sample of the keys in the ball is a bound as well; repeated until it no longer halves the work.
     """
     start, count = cells.runs(query, event, limit)
-    n_sample = max(SAMPLE, 8 * k)
+    n_sample = SAMPLE * k
     spots = (torch.arange(n_sample, device=query.device) + 0.5) / n_sample
     total = count.sum(1)
-    heavy = (total > 2 * n_sample).nonzero()[:, 0]
+    heavy = (total > 4 * n_sample).nonzero()[:, 0]
     while len(heavy):
-        for part in heavy.split(max(1, PAIRS_PER_CHUNK // n_sample)):
+        for part in heavy.split(max(1, chunk_sizes(query.device)[0] // n_sample)):
             stop = count[part].cumsum(1)
             spot = (spots * stop[:, -1:]).long()
             run = torch.searchsorted(stop, spot, right=True)
@@ -116,7 +117,7 @@ def _shrink(
         start[heavy], count[heavy] = cells.runs(query[:, heavy], event[heavy], limit[heavy])
         before, after = total[heavy], count[heavy].sum(1)
         total[heavy] = after
-        heavy = heavy[(after > 2 * n_sample) & (2 * after < before)]
+        heavy = heavy[(after > 4 * n_sample) & (2 * after < before)]
     return limit, start, count
 
 
@@ -214,7 +215,7 @@ def _balls(query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tenso
     cells = Cells.build(key, key_offsets)
     point, event = columns(query), event_index(query_offsets, len(query))
     largest = math.nextafter(radius * radius, -1.0)  # strictly closer
-    for rows in torch.argsort(cells.encode(point, event)).split(QUERIES_PER_BLOCK):
+    for rows in torch.argsort(cells.encode(point, event)).split(chunk_sizes(query.device)[1]):
         limit = point.new_full((len(rows),), largest)
         start, count = cells.runs(point[:, rows], event[rows], limit.clamp(min=0))
         for part, rank, row, _ in cells.pairs(point[:, rows], start, count, limit):

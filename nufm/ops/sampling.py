@@ -58,7 +58,7 @@ def farthest_points(
     if ratio is not None:
         if not 0 <= ratio <= 1:
             raise ValueError(f"the ratio of samples must be in 0..1, found {ratio}")
-        wanted = (n_points * ratio).ceil().long()
+        wanted = (n_points.double() * ratio).ceil().long()
     else:
         wanted = torch.as_tensor(count, device=offsets.device)
         if wanted.dtype != torch.int64 or wanted.shape not in ((), n_points.shape) or bool((wanted < 0).any()):
