@@ -303,15 +303,22 @@ class Shape(NamedTuple):
     stages: int
 
     @classmethod
-    def of(cls, cuts: Cuts, width: int, is_float: bool, backward: bool) -> Shape:
-        """Tiles that fit the registers of any of the GPUs, no longer than the longest window asks for."""
-        queries = 128 if width <= 64 and not (is_float or backward) else 64
-        keys = 32 if is_float and width > 32 else 64
+    def of(cls, cuts: Cuts, width: int, exact: bool, backward: bool, with_bias: bool) -> Shape:
+        """Tiles that the registers of a compute capability 9.0 hold, no longer than the longest window asks for.
+
+        Args:
+            exact: products of float32, which have no tensor cores: their operands lie in registers.
+        """
+        if exact:
+            queries, keys = (16 if width > 64 and backward else 32), 32
+        else:
+            queries = 128 if width <= 64 and not (backward or with_bias) else 64
+            keys = 32 if with_bias else 64
         longest = cuts.host_lengths.amax(1).tolist()
         queries, keys = (
             max(16, min(edge, triton.next_power_of_2(n))) for edge, n in zip((queries, keys), longest, strict=True)
         )
-        return cls(queries, keys, 8 if width > 64 else 4, 2)
+        return cls(queries, keys, 8 if width > (32 if exact else 64) else 4, 2)
 
     @property
     def options(self) -> dict[str, int]:
@@ -355,7 +362,7 @@ class _Attention(Function):
         lse = torch.empty(heads, n, dtype=torch.float32, device=q.device)
         ctx.windows, ctx.scale, ctx.precision, ctx.asked = windows, scale, _precision(q), preference()
         ctx.save_for_backward(q, k, v, bias, out, lse)
-        shape, edges = _edges(ctx, q, v, backward=False)
+        shape, edges = _edges(ctx, q, v, bias, backward=False)
         tiles = _tiles(windows.cuts, 0, shape.queries)
         grid = (len(tiles[0]), heads)
         _forward_kernel[grid](q, k, v, bias, out, lse, *_lists(ctx, bias), *tiles, *_numbers(ctx, q, k, v), **edges)
@@ -367,7 +374,7 @@ class _Attention(Function):
         q, k, v, bias, out, lse = ctx.saved_tensors
         windows, grad = ctx.windows, grad.contiguous()
         heads, width, value_width = q.shape[1], q.shape[2], v.shape[2]
-        shape, edges = _edges(ctx, q, v, backward=True)
+        shape, edges = _edges(ctx, q, v, bias, backward=True)
         lists, numbers = _lists(ctx, bias), _numbers(ctx, q, k, v)
         delta = torch.empty_like(lse)
         dq = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -390,9 +397,10 @@ class _Attention(Function):
         return dq, dk.unflatten(1, (heads, width)), dv.unflatten(1, (heads, value_width)), None, None, dbias
 
 
-def _edges(ctx, q: Tensor, v: Tensor, backward: bool) -> tuple[Shape, dict[str, int | str]]:
+def _edges(ctx, q: Tensor, v: Tensor, bias: Tensor | None, backward: bool) -> tuple[Shape, dict[str, int | str]]:
     width, value_width = q.shape[2], v.shape[2]
-    shape = Shape.of(ctx.windows.cuts, max(width, value_width), q.dtype == torch.float32, backward)
+    exact = q.dtype == torch.float32 and ctx.precision == "ieee"
+    shape = Shape.of(ctx.windows.cuts, max(width, value_width), exact, backward, bias is not None)
     return shape, {
         "D": width,
         "DV": value_width,
@@ -456,7 +464,8 @@ def specimens() -> list[Specimen]:
     for data, precision, width, with_bias in cases:
         types |= {name: data for name in ("q", "k", "v", "out", "grad", "dq", "dk", "dv", "bias", "dbias")}
         for kernel in (_forward_kernel, _query_grad_kernel, _key_grad_kernel):
-            shape = Shape.of(cuts, width, data == "*fp32", kernel is not _forward_kernel)
+            exact = data == "*fp32" and precision == "ieee"
+            shape = Shape.of(cuts, width, exact, kernel is not _forward_kernel, with_bias)
             constants = {"D": width, "DV": width, "BLOCK_D": _block(width), "BLOCK_DV": _block(width)}
             constants |= {"BLOCK_M": shape.queries, "BLOCK_N": shape.keys, "PRECISION": precision}
             if not with_bias:
