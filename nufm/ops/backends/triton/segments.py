@@ -44,7 +44,7 @@ def _tile_max(value, ties):
     return tl.where(tl.max(is_nan.to(tl.int32), 0) > 0, float("nan"), best), count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "slice_rows"])
 def _short_kernel(
     x,  # (N, C)
     order,  # *i64 (N,)
@@ -117,7 +117,7 @@ def _slice_rows_of(
         tl.store(part_ties + slot * channels + column, tied, mask=wanted)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "slice_rows"])
 def _slice_kernel(
     x,  # (N, C)
     order,  # *i64 (N,)
@@ -149,7 +149,7 @@ def _slice_kernel(
             _slice_rows_of(x, order, part, part_ties, 2 * piece + 1, first, end, column, channels, OP, ROWS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "slice_rows"])
 def _collect_kernel(
     order,  # *i64 (N,)
     index,  # *i64 (N,)
@@ -200,7 +200,7 @@ def _collect_kernel(
         tl.store(out + at, total.to(out.dtype.element_ty), mask=wanted)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def _share_kernel(
     x,  # (N, C)
     index,  # *i64 (N,)
@@ -319,27 +319,32 @@ IMPLEMENTATIONS = {
 
 
 def specimens() -> list[Specimen]:
-    types = {name: "*i64" for name in ("order", "index", "starts", "counts")}
-    types |= {name: "*i32" for name in ("ties", "part_ties")} | {"part": "*fp32"}
-    types |= {name: "i32" for name in ("n", "n_rows", "channels", "slice_rows")}
     made = []
-    for data in ("*fp32", "*bf16", "*fp16"):
-        types |= {name: data for name in ("x", "out", "best", "grad")}
-        for rows, block_c in {_tiles(c) for c in (3, 48, 512)}:
-            tile = {"ROWS": rows, "BLOCK_C": block_c}
-            made.append(_specimen(_share_kernel, types, tile))
-            for op in (SUM, MEAN, MAX):
-                # What a sum does not touch is None, and so a constant.
-                absent = {} if op is MAX else {"ties": None, "part_ties": None}
-                made += [
-                    _specimen(_short_kernel, types, {"OP": op.value, "GROUPS": rows, "BLOCK_C": block_c, **absent}),
-                    _specimen(_slice_kernel, types, {"OP": op.value, **tile, **absent}),
-                    _specimen(_collect_kernel, types, {"OP": op.value, **tile, **absent}),
-                ]
+    for data, op, channels in (
+        *((data, op, 48) for data in ("*fp32", "*bf16", "*fp16") for op in (SUM, MAX)),
+        ("*bf16", MEAN, 48),
+        ("*fp32", MEAN, 3),
+        ("*bf16", MAX, 512),
+    ):
+        rows, block_c = _tiles(channels)
+        # What a sum does not touch is None, and so a constant.
+        absent = {} if op is MAX else {"ties": None, "part_ties": None}
+        made += [
+            _specimen(_short_kernel, data, {"OP": op.value, "GROUPS": rows, "BLOCK_C": block_c, **absent}),
+            _specimen(_collect_kernel, data, {"OP": op.value, "ROWS": rows, "BLOCK_C": block_c, **absent}),
+        ]
+        if op is not MEAN:  # the slices of a mean are those of a sum
+            made.append(_specimen(_slice_kernel, data, {"OP": op.value, "ROWS": rows, "BLOCK_C": block_c, **absent}))
+        if op is MAX:
+            made.append(_specimen(_share_kernel, data, {"ROWS": rows, "BLOCK_C": block_c}))
     return made
 
 
-def _specimen(kernel, types: dict[str, str], constants: dict[str, int | None]) -> Specimen:
+def _specimen(kernel, data: str, constants: dict[str, int | None]) -> Specimen:
+    types = {name: "*i64" for name in ("order", "index", "starts", "counts")}
+    types |= {name: "*i32" for name in ("ties", "part_ties")} | {"part": "*fp32"}
+    types |= {name: "i32" for name in ("n", "n_rows", "channels", "slice_rows")}
+    types |= {name: data for name in ("x", "out", "best", "grad")}
     names = kernel.arg_names
     return Specimen(
         kernel,
