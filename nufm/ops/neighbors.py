@@ -5,16 +5,14 @@ Shape legend: N points, M query points, B events, U occupied cells, K = kernel_s
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
 from nufm.ops.dispatch import run
+from nufm.ops.points import k_nearest
 from nufm.ops.serialize import check_packed, event_index
 
 MAX_KEY = 2**62  # keys of cells are int64; one bit is left for the search beyond the last cell
-PAIRS_PER_CHUNK = 2**22
 
 
 def cell_keys(grid: Tensor, offsets: Tensor, pad: int = 0) -> tuple[Tensor, tuple[int, int, int]]:
@@ -167,50 +165,8 @@ def nearest(
         int64 (M,) row of ``key``, -1 where none is close enough; the lowest row among equally near ones.
 
     Raises:
-        ValueError: wrong shapes, or a different number of events.
+        ValueError: wrong shapes, a different number of events, or a coordinate that is not finite.
     """
-    check_packed(query, query_offsets, "query", dtype=None)
-    check_packed(key, key_offsets, "key", dtype=None)
-    if len(query_offsets) != len(key_offsets):
-        raise ValueError(f"queries have {len(query_offsets) - 1} events, keys have {len(key_offsets) - 1}")
-    result = torch.full((len(query),), -1, dtype=torch.int64, device=query.device)
-    if len(query) == 0 or len(key) == 0 or not max_distance > 0:
-        return result
-    # Cells at least max_distance wide: every key that counts lies in one of the 27 cells around the query.
-    # Double precision and a hair of margin, since a key at nearly max_distance must not round into the 28th.
-    query, key = query.detach().double(), key.detach().double()
-    low = torch.minimum(query.amin(0), key.amin(0))
-    extent = float((torch.maximum(query.amax(0), key.amax(0)) - low).max())
-    edge = max(min(max_distance, 2 * extent), extent / 2**14, 1e-30) * (1 + 1e-9)
-    both = torch.cat([torch.floor((p - low) / edge).long() + 1 for p in (key, query)])
-    size = both.amax(0) + 2
-    strides = torch.stack([size[1] * size[2], size[2], torch.ones_like(size[0])])
-    event = torch.cat([event_index(key_offsets, len(key)), event_index(query_offsets, len(query))])
-    code = event * (size[0] * strides[0]) + (both * strides).sum(1)
-    key_code, key_order = torch.sort(code[: len(key)], stable=True)
-    query_code = code[len(key) :]
-
-    # Nine columns of three cells each: in every column the keys are one run of the sorted list.
-    step = torch.arange(-1, 2, device=code.device)
-    column = (step[:, None] * strides[0] + step * strides[1]).flatten()
-    middle = query_code[:, None] + column  # (M, 9)
-    start = torch.searchsorted(key_code, middle - 1)
-    count = torch.searchsorted(key_code, middle + 1, right=True) - start
-
-    pairs = count.sum(1).cumsum(0)
-    n_chunks = 1 + int(pairs[-1]) // PAIRS_PER_CHUNK
-    cuts = torch.searchsorted(pairs, torch.arange(1, n_chunks, device=pairs.device) * PAIRS_PER_CHUNK)
-    bounds = [0, *cuts.tolist(), len(query)]
-    for lo, hi in itertools.pairwise(bounds):
-        runs = count[lo:hi].flatten()
-        run = torch.arange(len(runs), device=runs.device).repeat_interleave(runs)
-        rank = torch.arange(len(run), device=runs.device) - (runs.cumsum(0) - runs)[run]
-        candidate = key_order[start[lo:hi].flatten()[run] + rank]
-        row = run // 9
-        distance = (query[lo:hi][row] - key[candidate]).square().sum(1).sqrt()
-        best = distance.new_full((hi - lo,), max_distance).scatter_reduce(0, row, distance, "amin")
-        is_best = (distance == best[row]) & (distance < max_distance)
-        winner = candidate.new_full((hi - lo,), len(key))
-        winner.scatter_reduce_(0, row[is_best], candidate[is_best], "amin")
-        result[lo:hi] = torch.where(winner < len(key), winner, -1)
-    return result
+    # In double precision, so that the limit is compared with what the search compares.
+    index, distance = k_nearest(query.double(), query_offsets, key.double(), key_offsets, 1)
+    return torch.where(distance < max_distance, index, -1)[:, 0]

@@ -85,7 +85,7 @@ def test_nearest_in_chunks(monkeypatch):
     query, key = torch.rand(100, 3, generator=generator), torch.rand(120, 3, generator=generator)
     offsets_q, offsets_k = torch.tensor([0, 60, 100]), torch.tensor([0, 70, 120])
     whole = nearest(query, offsets_q, key, offsets_k, 0.3)
-    monkeypatch.setattr("nufm.ops.neighbors.PAIRS_PER_CHUNK", 37)
+    monkeypatch.setattr("nufm.ops.cells.PAIRS_PER_CHUNK", 37)
     assert torch.equal(nearest(query, offsets_q, key, offsets_k, 0.3), whole)
 
 
