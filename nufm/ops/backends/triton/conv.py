@@ -36,7 +36,7 @@ from torch import Tensor
 
 from nufm.ops.backends.triton.aot import Specimen
 from nufm.ops.backends.triton.conv_plan import MASK_BITS, Pieces, TilePlan, pieces, segment_plan, tile_plan
-from nufm.ops.backends.triton.device import device_refusal, float_refusal
+from nufm.ops.backends.triton.device import device_refusal, float32_precision, float_refusal, interpreting
 from nufm.ops.dispatch import Implementation
 from nufm.ops.kernel_map import KernelMap
 from nufm.ops.sparse_conv import FEW_CHANNELS, Products, differentiable
@@ -45,6 +45,8 @@ SHARED_BYTES = 96 * 2**10
 PROGRAMS = 1024  # a weight gradient is cut into about as many: several for each of up to 150 multiprocessors
 WORKSPACE_BYTES = 64 * 2**20
 LARGEST_INT32 = 2**31 - 1
+# The interpreter multiplies the bits of bfloat16 as if they were integers; products of float32 are the same, exact.
+WIDEN = tl.constexpr(interpreting())
 
 
 class Blocks(NamedTuple):
@@ -62,6 +64,13 @@ class Blocks(NamedTuple):
 
 
 @triton.jit
+def _add_product(total, a, b, PRECISION: tl.constexpr):
+    if WIDEN:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
 def _convolve_kernel(
     feat,  # (N, Ci) contiguous
     weight,  # (Co, K, Ci) in any order
@@ -93,27 +102,31 @@ def _convolve_kernel(
     is_column = column < out_channels
     depth = tl.arange(0, DEPTH)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    # One loop instead of two, so that loads of the next tap overlap with products of this one.
+    # One loop instead of two, so that loads of the next tap overlap with products of this one; and what says which
+    # rows to load is itself loaded a step ahead, or the pipeline would spend half of its stages on it.
     steps = tl.cdiv(in_channels, DEPTH)
+    source = tl.load(index + begin * ROWS + lane, mask=lane < entries * ROWS, other=-1)
+    tap = tl.load(entry_tap + begin, mask=entries > 0, other=0)
     for i in range(entries * steps):
-        entry = begin + i // steps
         channel = (i % steps) * DEPTH + depth
         is_channel = channel < in_channels
-        source = tl.load(index + entry * ROWS + lane)
-        tap = tl.load(entry_tap + entry)
+        matrix_tap = tap
         if MIRRORED:
-            tap = last_tap - tap
+            matrix_tap = last_tap - tap
         rows = tl.load(
             feat + source.to(tl.int64)[:, None] * in_channels + channel[None, :],
             mask=(source >= 0)[:, None] & is_channel[None, :],
             other=0.0,
         )
         matrix = tl.load(
-            weight + tap * weight_tap + channel[:, None] * weight_in + column[None, :] * weight_out,
+            weight + matrix_tap * weight_tap + channel[:, None] * weight_in + column[None, :] * weight_out,
             mask=is_channel[:, None] & is_column[None, :],
             other=0.0,
         )
-        total = tl.dot(rows, matrix, total, input_precision=PRECISION)
+        total = _add_product(total, rows, matrix, PRECISION)
+        entry = begin + tl.minimum((i + 1) // steps, entries - 1)
+        source = tl.load(index + entry * ROWS + lane)
+        tap = tl.load(entry_tap + entry)
     if bias is not None:
         total += tl.load(bias + column, mask=is_column, other=0.0).to(tl.float32)[None, :]
     place = tile.to(tl.int64) * ROWS + lane
@@ -192,20 +205,24 @@ def _weight_gradient_kernel(
     begin = tl.load(piece_begin + piece)
     pairs = (tl.load(piece_end + piece) - begin).to(tl.int32)
     total = tl.zeros([OUTS, INS], tl.float32)
+    place = tl.arange(0, PAIRS)
+    listed = tl.where(tap == identity, tl.zeros_like(place), place + 1) > 0
+    written = tl.load(target + begin + place, mask=listed & (place < pairs), other=0)
+    read = tl.load(source + begin + place, mask=listed & (place < pairs), other=0)
     for start in range(0, pairs, PAIRS):
-        place = start + tl.arange(0, PAIRS)
-        is_pair = place < pairs
-        pair = begin + place
-        is_listed = tl.where(tap == identity, tl.zeros_like(place), place + 1) > 0
-        written = tl.where(is_listed, tl.load(target + pair, mask=is_pair & is_listed, other=0), pair)
-        read = tl.where(is_listed, tl.load(source + pair, mask=is_pair & is_listed, other=0), pair)
+        is_pair = start + place < pairs
+        written = tl.where(listed, written, begin + start + place)
+        read = tl.where(listed, read, begin + start + place)
         left = tl.load(
             grad + written[:, None] * out_channels + o[None, :], mask=is_pair[:, None] & is_o[None, :], other=0.0
         )
         right = tl.load(
             feat + read[:, None] * in_channels + i[None, :], mask=is_pair[:, None] & is_i[None, :], other=0.0
         )
-        total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
+        total = _add_product(total, tl.trans(left), right, PRECISION)
+        following = start + PAIRS + place
+        written = tl.load(target + begin + following, mask=listed & (following < pairs), other=0)
+        read = tl.load(source + begin + following, mask=listed & (following < pairs), other=0)
     if SHARES:
         line = (piece * out_channels + o)[:, None]
     else:
@@ -228,8 +245,9 @@ def _sum_pieces_kernel(
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
     total = tl.zeros([BLOCK], tl.float32)
-    for piece in range(tl.load(first + tap), tl.load(first + tap + 1)):
-        total += tl.load(shares + piece.to(tl.int64) * size + place, mask=inside, other=0.0)
+    begin = tl.load(first + tap)
+    for i in range(tl.load(first + tap + 1) - begin):
+        total += tl.load(shares + (begin + i).to(tl.int64) * size + place, mask=inside, other=0.0)
     line = (place // in_channels).to(tl.int64) * n_taps + tap
     tl.store(out + line * in_channels + place % in_channels, total.to(out.dtype.element_ty), mask=inside)
 
@@ -245,7 +263,7 @@ def _layout(rows: int, columns: int, depth: int, itemsize: int) -> Blocks:
 
 
 def _convolve_blocks(rows: int, in_channels: int, out_channels: int, itemsize: int) -> Blocks:
-    if itemsize == 4:  # without tensor cores the operands of a thread lie in registers, and more so the wider a block is
+    if itemsize == 4:  # products without tensor cores hold their operands in registers
         return _layout(rows, _edge(out_channels, (16, 32, 64), 32), _edge(in_channels, (16, 32), 8), itemsize)
     return _layout(rows, _edge(out_channels, (16, 32, 64, 128), 32), _edge(in_channels, (16, 32, 64), 16), itemsize)
 
@@ -253,19 +271,7 @@ def _convolve_blocks(rows: int, in_channels: int, out_channels: int, itemsize: i
 def _gradient_blocks(in_channels: int, out_channels: int, itemsize: int) -> Blocks:
     """``rows`` are output channels, ``columns`` input channels, ``depth`` pairs."""
     edges = (16, 32, 64) if itemsize == 4 else (16, 32, 64, 128)
-    return _layout(
-        _edge(out_channels, edges, 32), _edge(in_channels, edges, 32), 32 if itemsize == 4 else 64, itemsize
-    )
-
-
-def _precision(x: Tensor) -> str:
-    """How float32 is multiplied: as torch does its own matrix products."""
-    if x.dtype != torch.float32 or torch.version.hip:
-        return "ieee"
-    matmul = torch.backends.cuda.matmul
-    # torch >= 2.9 has a second switch, and raises if the older is asked for after the newer was set.
-    tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
-    return "tf32" if tf32 else "ieee"
+    return _layout(_edge(out_channels, edges, 32), _edge(in_channels, edges, 32), 32 if itemsize == 4 else 64, itemsize)
 
 
 def _by_rows(in_channels: int, pairs: KernelMap) -> bool:
@@ -302,7 +308,7 @@ def _convolve_tiles(feat: Tensor, weight: Tensor, bias: Tensor | None, plan: Til
     _convolve_kernel[(len(plan.tiles), triton.cdiv(out_channels, blocks.columns))](
         feat, weight, bias, out, plan.order, plan.tiles, plan.first, plan.tap, plan.index,
         len(out), in_channels, out_channels, *weight.stride(), taps - 1,
-        MIRRORED=plan.mirrored, PRECISION=_precision(feat),
+        MIRRORED=plan.mirrored, PRECISION=float32_precision(feat),
         ROWS=blocks.rows, COLUMNS=blocks.columns, DEPTH=blocks.depth, **blocks.options,
     )  # fmt: skip
     return out
@@ -324,14 +330,12 @@ def _weight_gradient(grad: Tensor, feat: Tensor, pairs: KernelMap) -> Tensor:
     _weight_gradient_kernel[(n, matrices)](
         grad, feat, shares, pairs.target, pairs.source, cut.tap, cut.begin, cut.end,
         taps, -1 if pairs.identity is None else pairs.identity, in_channels, out_channels,
-        SHARES=not cut.single, PRECISION=_precision(feat),
+        SHARES=not cut.single, PRECISION=float32_precision(feat),
         OUTS=blocks.rows, INS=blocks.columns, PAIRS=blocks.depth, **blocks.options,
     )  # fmt: skip
     if not cut.single:
         size = out_channels * in_channels
-        _sum_pieces_kernel[(taps, triton.cdiv(size, 1024))](
-            shares, out, cut.first, taps, in_channels, size, BLOCK=1024
-        )
+        _sum_pieces_kernel[(taps, triton.cdiv(size, 1024))](shares, out, cut.first, taps, in_channels, size, BLOCK=1024)
     return out
 
 
