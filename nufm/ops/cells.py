@@ -3,10 +3,14 @@
 Keys are sorted by (event, z-order code) on a lattice finer than they need. Then a cubic cell of any power-of-two
 size is one run of that list, so that each query can look through cells of its own size: a ball of radius r meets at
 most two cells per axis once they are wider than 2 r, eight runs in all. Nothing depends on a typical density, and a
-far outlier only makes its own cells large.
+far outlier only makes its own cells large. The lattice has 2^20 cells per axis over the extent of all keys (fewer bits
+where many events need them): keys that share a finest cell, above all many in one and the same place, are all looked
+at by each query there, which costs their number squared in time, not in memory.
 
-Distances are compared in double precision and squared. For float32 input the differences and squares are then exact
-or within 1e-15, so that equal distances on a lattice are equal numbers and different devices agree.
+Distances are compared squared and in double precision. On a lattice, whole numbers up to 2^24 in float32 or float64,
+they are exact: equal distances are equal numbers, on any device. Scaled or shifted coordinates were rounded when they
+were made, so that distances which were equal on the lattice may differ then; the results are those of the coordinates
+as they are given.
 
 Shape legend: N keys, M queries, B events, P pairs. Coordinates are columns, (3, N), for the sake of fast gathers.
 """
@@ -131,8 +135,8 @@ class Cells:
         Returns:
             int64 (M, 8) first place and int64 (M, 8) number of keys of each run; runs do not overlap.
         """
-        # The margin covers the rounding of the distances and of query -+ reach.
-        reach = limit.sqrt() * (1 + 1e-12) + query.abs().amax(0) * 1e-14
+        # The margin covers the rounding of query -+ reach and of the distances, also of squares that underflow.
+        reach = limit.sqrt() * (1 + 1e-12) + query.abs().amax(0) * 1e-14 + 1e-150
         low, high = self.cell(query - reach), self.cell(query + reach)
         level = torch.frexp((high - low).amax(0).double()).exponent.long()  # cells of 2^level > high - low
         low, high = low >> level, high >> level

@@ -17,12 +17,10 @@ from nufm.ops import dispatch
 from nufm.ops.cells import Cells, check_pair, chunk_sizes, columns, square_distance
 from nufm.ops.serialize import event_index
 
-SAMPLE = 64  # times k: keys looked at to shrink a ball; a cube of cells around a ball is 28 times larger, or less
+SAMPLE = 64  # times k: keys looked at to shrink a ball; its cells are some 30 times larger than the ball itself
 
 
-def k_nearest(
-    query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, k: int
-) -> tuple[Tensor, Tensor]:
+def k_nearest(query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k nearest keys of each query within the same event.
 
     Args:
@@ -46,9 +44,7 @@ def k_nearest(
     return dispatch.run("k_nearest", _k_nearest, query, query_offsets, key, key_offsets, k)
 
 
-def _k_nearest(
-    query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, k: int
-) -> tuple[Tensor, Tensor]:
+def _k_nearest(query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, k: int) -> tuple[Tensor, Tensor]:
     index = torch.full((len(query), k), -1, dtype=torch.int64, device=query.device)
     distance = query.new_full((len(query), k), math.inf)
     if len(query) == 0 or len(key) == 0:
@@ -89,13 +85,11 @@ def _upper_bound(cells: Cells, query: Tensor, code: Tensor, first: Tensor, last:
         place = torch.maximum(torch.minimum(place, last[part] - len(window)), first[part])[:, None] + window
         square = _square_distance_at(cells, query[:, part], place.clamp(max=len(cells.row) - 1))
         square = square.masked_fill_(place >= last[part][:, None], math.inf)
-        limit.append(square.kthvalue(k, dim=1).values)
+        limit.append(_kth_smallest(square, k))
     return torch.cat(limit)
 
 
-def _shrink(
-    cells: Cells, query: Tensor, event: Tensor, limit: Tensor, k: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _shrink(cells: Cells, query: Tensor, event: Tensor, limit: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Lower the bounds of queries whose ball holds far more than k keys; also returns the runs of all.
 
     That happens where the curve jumps between the query and its neighbours, and far from everything. The k-th
@@ -113,12 +107,17 @@ def _shrink(
             run = torch.searchsorted(stop, spot, right=True)
             place = spot + (start[part] - (stop - count[part])).gather(1, run)
             square = _square_distance_at(cells, query[:, part], place)
-            limit[part] = torch.minimum(limit[part], square.kthvalue(k, dim=1).values)
+            limit[part] = torch.minimum(limit[part], _kth_smallest(square, k))
         start[heavy], count[heavy] = cells.runs(query[:, heavy], event[heavy], limit[heavy])
         before, after = total[heavy], count[heavy].sum(1)
         total[heavy] = after
         heavy = heavy[(after > 4 * n_sample) & (2 * after < before)]
     return limit, start, count
+
+
+def _kth_smallest(x: Tensor, k: int) -> Tensor:
+    """(M,) of (M, W); ``kthvalue`` is refused on a GPU where deterministic algorithms are asked for."""
+    return x.topk(k, dim=1, largest=False, sorted=False).values.amax(1)
 
 
 def _square_distance_at(cells: Cells, query: Tensor, place: Tensor) -> Tensor:
@@ -200,9 +199,7 @@ def ball_lists(
     return index, starts
 
 
-def _check_ball(
-    query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, radius: float
-) -> None:
+def _check_ball(query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, radius: float) -> None:
     check_pair(query, query_offsets, key, key_offsets)
     if not radius >= 0:
         raise ValueError(f"the radius of a ball must be >= 0, found {radius}")

@@ -18,7 +18,7 @@ from nufm.ops.cells import Cells, check_points, columns, square_distance
 from nufm.ops.points import ball_lists
 from nufm.ops.serialize import event_index
 
-BLOCK = 64
+BLOCK = 64  # points
 
 
 def farthest_points(
@@ -33,8 +33,8 @@ def farthest_points(
     The first sample is ``start``; each further one is the point, not yet taken, farthest from its nearest sample;
     the lowest row wins a tie. By this definition S samples of an event of N points cost S * N distances. Here the
     points lie in blocks along a space-filling curve, and a block is passed over while its box is farther from the
-    new sample than all of its points are from their nearest ones (the bound of Han et al., "QuickFPS", IEEE TCAD
-    42, 3789, 2023): only the boxes are met S times.
+    new sample than all of its points are from their nearest ones (as in Han et al., "QuickFPS", IEEE TCAD, 2023):
+    only the boxes are met S times.
 
     Args:
         coord: float32 or float64 (N, 3).
@@ -81,7 +81,9 @@ def _farthest_points(coord: Tensor, offsets: Tensor, counts: Tensor, start: Tens
         return rows, out_offsets
     # Events with more samples come first, so that those still at work are a prefix at any time.
     counts, ranked = counts.sort(descending=True, stable=True)
-    n_blocks = (offsets.diff()[ranked] + BLOCK - 1) // BLOCK
+    n_points = offsets.diff()[ranked]
+    width = min(BLOCK, int(n_points.max()))
+    n_blocks = (n_points + width - 1) // width
     last_block = n_blocks.cumsum(0)
     n_total = int(last_block[-1])
     event = torch.arange(n_events, device=device).repeat_interleave(n_blocks, output_size=n_total)  # of each block
@@ -89,14 +91,14 @@ def _farthest_points(coord: Tensor, offsets: Tensor, counts: Tensor, start: Tens
     cells = Cells.build(coord, offsets)
     owner = torch.empty_like(ranked).scatter_(0, ranked, torch.arange(n_events, device=device))
     owner = owner[event_index(offsets, n)]  # of each sorted key: keys are sorted by event, as rows are
-    first_slot = (last_block - n_blocks)[owner] * BLOCK - offsets[ranked][owner]
+    first_slot = (last_block - n_blocks)[owner] * width - offsets[ranked][owner]
     slot = torch.arange(n, device=device) + first_slot
-    point = cells.point.new_zeros(3, n_total * BLOCK)
+    point = cells.point.new_zeros(3, n_total * width)
     point[:, slot] = cells.point
-    point = point.view(3, n_total, BLOCK)
-    row = offsets.new_full((n_total * BLOCK,), n)
+    point = point.view(3, n_total, width)
+    row = offsets.new_full((n_total * width,), n)
     row[slot] = cells.row
-    row = row.view(n_total, BLOCK)
+    row = row.view(n_total, width)
     slot = torch.empty_like(slot).scatter_(0, cells.row, slot)  # of each packed row
     is_point = row < n
     low = point.masked_fill(~is_point, math.inf).amin(2)
@@ -107,8 +109,7 @@ def _farthest_points(coord: Tensor, offsets: Tensor, counts: Tensor, start: Tens
 
     all_points, chosen = columns(coord), start[ranked]
     place = out_offsets[ranked]
-    steps, working = counts.tolist(), n_events
-    blocks_of = [0, *last_block.tolist()]
+    steps, blocks_of, working = counts.tolist(), [0, *last_block.tolist()], n_events
     for step in range(steps[0]):
         while steps[working - 1] <= step:
             working -= 1
@@ -121,7 +122,7 @@ def _farthest_points(coord: Tensor, offsets: Tensor, counts: Tensor, start: Tens
         touched = square_distance(gap, gap.new_zeros(3, 1)) < top[:g]
         taken = slot[chosen]
         nearest.view(-1)[taken] = -1
-        touched[taken // BLOCK] = True
+        touched[taken // width] = True
         touched = touched.nonzero()[:, 0]
         square = square_distance(point[:, touched], at[:, touched, None])
         square = torch.minimum(nearest[touched], square)
@@ -137,7 +138,7 @@ def _farthest_points(coord: Tensor, offsets: Tensor, counts: Tensor, start: Tens
 def centrality_nms(
     coord: Tensor, offsets: Tensor, radius: float, overlap: float, cap: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Centrality-based non-maximum suppression: C-NMS of PoLAr-MAE (Young et al., arXiv 2502.02558, section 3).
+    """Centrality-based non-maximum suppression: C-NMS of PoLAr-MAE (Young et al., arXiv 2502.02558).
 
     Picks centres of balls of ``radius`` that overlap little. The score of a point is the number of points, itself
     included, strictly closer than R = 2 * radius * overlap. Greedily, from the highest score down and with the lowest
