@@ -23,11 +23,10 @@ MAX_CURVES = 15  # two bits of an int32 for each
 @triton.jit
 def _spread(x):
     """Move bit i of a number below 2^16 to bit 3i."""
-    x = (x | (x << 32)) & 0x1F00000000FFFF
-    x = (x | (x << 16)) & 0x1F0000FF0000FF
-    x = (x | (x << 8)) & 0x100F00F00F00F00F
-    x = (x | (x << 4)) & 0x10C30C30C30C30C3
-    return (x | (x << 2)) & 0x1249249249249249
+    x = (x | (x << 16)) & 0xFF0000FF
+    x = (x | (x << 8)) & 0xF00F00F00F
+    x = (x | (x << 4)) & 0xC30C30C30C3
+    return (x | (x << 2)) & 0x249249249249
 
 
 @triton.jit(do_not_specialize=["n", "kinds", "depth"])
