@@ -9,14 +9,15 @@ them for several GPUs on a machine that has none.
 from __future__ import annotations
 
 from nufm.ops.backends.triton import attention, conv, curves, neighbors, segments
-from nufm.ops.backends.triton.device import unavailable
+from nufm.ops.backends.triton.device import on_its_device, unavailable
 
-IMPLEMENTATIONS = {
+_ALL = {
     **attention.IMPLEMENTATIONS,
     **conv.IMPLEMENTATIONS,
     **curves.IMPLEMENTATIONS,
     **neighbors.IMPLEMENTATIONS,
     **segments.IMPLEMENTATIONS,
 }
+IMPLEMENTATIONS = {op: on_its_device(implementation) for op, implementation in _ALL.items()}
 
 __all__ = ["IMPLEMENTATIONS", "unavailable"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
 
-from nufm.ops.dispatch import AUTO, preference
+from nufm.ops.dispatch import AUTO, Implementation, preference
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -28,6 +31,20 @@ def unavailable() -> str | None:
     return "no GPU (on a CPU only Triton's interpreter, TRITON_INTERPRET=1, runs the kernels)"
 
 
+def on_its_device(implementation: Implementation) -> Implementation:
+    """The same on whatever GPU its first argument lies: Triton launches on the current one. (Autograd makes the
+    device of the forward pass the current one of a backward pass.)
+    """
+
+    def run(x: Tensor, *args: Any) -> Any:
+        if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
+            return implementation.run(x, *args)
+        with torch.cuda.device(x.device):
+            return implementation.run(x, *args)
+
+    return replace(implementation, run=run)
+
+
 def device_refusal(*tensors: Tensor) -> str | None:
     """Why the kernels cannot run where these tensors are; None if they can."""
     devices = {x.device for x in tensors}
@@ -45,5 +62,16 @@ def float_refusal(*tensors: Tensor) -> str | None:
     """Why the kernels cannot compute in the dtype of these tensors; None if they can."""
     dtypes = {x.dtype for x in tensors}
     if len(dtypes) > 1 or dtypes.pop() not in FLOATS:
-        return f"needs one dtype of float16, bfloat16, float32; found {', '.join(sorted(str(x.dtype) for x in tensors))}"
+        found = ", ".join(sorted(str(x.dtype) for x in tensors))
+        return f"needs one dtype of float16, bfloat16, float32; found {found}"
     return None
+
+
+def float32_precision(x: Tensor) -> str:
+    """How products of float32 are computed, for ``tl.dot``: as torch does its own matrix products."""
+    if x.dtype != torch.float32 or torch.version.hip:
+        return "ieee"
+    matmul = torch.backends.cuda.matmul
+    # torch >= 2.9 has a second switch, and raises if the older is asked for after the newer was set.
+    tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+    return "tf32" if tf32 else "ieee"
