@@ -12,7 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from nufm.ops import dispatch
 from nufm.ops.pool import take
-from nufm.ops.windows import Bucket, Cuts, WindowLayout, Windows, window_layout
+from nufm.ops.window_cuts import Bucket, Cuts
+from nufm.ops.windows import WindowLayout, Windows, window_layout
 
 __all__ = ["WindowLayout", "Windows", "window_layout", "windowed_attention"]
 

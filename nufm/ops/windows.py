@@ -5,9 +5,9 @@ Shape legend: N points, W windows, B events, P places of queries, R places of ke
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ from torch.autograd import Function
 
 from nufm.ops.pool import Segments
 from nufm.ops.serialize import event_index
-
-STEP = 32  # windows are computed together if their lengths agree after rounding up to a multiple of this
+from nufm.ops.window_cuts import Cuts
 
 
 class WindowLayout(NamedTuple):
@@ -74,128 +73,6 @@ def window_layout(offsets: Tensor, window: int) -> WindowLayout:
     return WindowLayout(
         offsets[event] + place, torch.cat([zero, queries.cumsum(0)]), torch.cat([zero, keys.cumsum(0)])
     )
-
-
-class Bucket(NamedTuple):
-    """Windows of about one size, computed together: ``len(members)`` times ``queries`` x ``keys`` slots."""
-
-    members: Tensor  # int64, the windows
-    queries: int
-    keys: int
-    mask: Tensor | None  # bool (windows, 1, 1, keys), False for slots that only pad; None if there are none
-
-
-@dataclass(frozen=True, eq=False)
-class Buckets:
-    """Windows that have queries and keys, padded only to the longest window of about their size.
-
-    Attributes:
-        parts: their slots lie end to end, bucket by bucket, window by window.
-        queries: int64, the place in each query slot, the window's first place in slots that only pad; None if the
-            slots are the places.
-        keys: int64, the place in each key slot, likewise.
-        slot_of_query: int64 (P,) the slot of each query place, 0 where it has none; None if ``queries`` is.
-        pads: int64, query slots that only pad; None if there are none.
-        lost: int64, query places without a slot: their windows have no keys. None if there are none.
-    """
-
-    parts: tuple[Bucket, ...]
-    queries: Tensor | None
-    keys: Tensor | None
-    slot_of_query: Tensor | None
-    pads: Tensor | None
-    lost: Tensor | None
-
-
-@dataclass(frozen=True, eq=False)
-class Cuts:
-    """Where queries and keys are cut into windows, and what follows from that alone.
-
-    Attributes:
-        queries: int64 (W+1,) from 0 to P.
-        keys: int64 (W+1,) from 0 to R.
-        tables: what backends make of them for themselves, by the name they give it.
-    """
-
-    queries: Tensor
-    keys: Tensor
-    tables: dict[Any, Any] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def lengths(self) -> Tensor:
-        """int64 (2, W): queries and keys of each window."""
-        return torch.stack([self.queries.diff(), self.keys.diff()])
-
-    @cached_property
-    def host_lengths(self) -> Tensor:
-        """``lengths`` on the host: the one copy for all that decides shapes."""
-        return self.lengths.cpu()
-
-    @cached_property
-    def pair_offsets(self) -> Tensor:
-        """int64 (W+1,): where the query-key pairs of each window begin, the last is their number S."""
-        return torch.cat([self.queries.new_zeros(1), self.lengths.prod(0).cumsum(0)])
-
-    @cached_property
-    def n_pairs(self) -> int:
-        return int(self.host_lengths.prod(0).sum())
-
-    @cached_property
-    def buckets(self) -> Buckets:
-        host, device = self.host_lengths, self.queries.device
-        # Long windows are rounded to an eighth of the power of two below: at most 1/8 of the slots only pad, and the
-        # number of buckets grows with the logarithm of the lengths.
-        step = (host.clamp(min=1).double().log2().floor().exp2().long() // 8).clamp(min=STEP)
-        rounded = (host + step - 1) // step
-        rounded *= step
-        used = (host > 0).all(0)
-        members = used.nonzero().flatten()
-        sizes = rounded[:, members]
-        code = sizes[0] * (int(sizes[1].max()) + 1 if len(members) else 1) + sizes[1]
-        code, order = torch.sort(code, stable=True)
-        members = members[order]
-        groups = members.split(torch.unique_consecutive(code, return_counts=True)[1].tolist())
-
-        parts, places, pads = [], ([], []), []
-        padded = [False, False]
-        n_slots = 0
-        for chosen in groups:
-            longest = host[:, chosen].amax(1).tolist()
-            on_device = chosen.to(device)
-            for side, boundaries in enumerate((self.queries, self.keys)):
-                place = torch.arange(longest[side], device=device)
-                begin = boundaries[on_device][:, None]
-                if bool((host[side, chosen] == longest[side]).all()):
-                    places[side].append((begin + place).flatten())
-                    mask = None
-                else:
-                    padded[side] = True
-                    is_real = place < self.lengths[side, on_device][:, None]
-                    places[side].append((begin + torch.where(is_real, place, 0)).flatten())
-                    if side == 0:
-                        pads.append(n_slots + (~is_real).flatten().nonzero().flatten())
-                    mask = is_real[:, None, None]
-            n_slots += len(chosen) * longest[0]
-            parts.append(Bucket(on_device, *longest, mask))
-
-        in_order = bool((members.diff() > 0).all())
-        dropped = host[:, ~used].sum(1).tolist()
-        are_places = [in_order and not padded[side] and not dropped[side] for side in (0, 1)]
-        queries, keys = (None if are_places[side] else torch.cat(places[side]) for side in (0, 1))
-        slot_of_query = lost = None
-        if queries is not None:
-            slot_of_query = torch.zeros(int(host[0].sum()), dtype=torch.int64, device=device)
-            slots = torch.arange(n_slots, device=device)
-            if pads:
-                is_real = torch.ones(n_slots, dtype=torch.bool, device=device)
-                is_real[torch.cat(pads)] = False
-                slots, real_places = slots[is_real], queries[is_real]
-            else:
-                real_places = queries
-            slot_of_query[real_places] = slots
-            if dropped[0]:
-                lost = (self.lengths[1] == 0).repeat_interleave(self.lengths[0]).nonzero().flatten()
-        return Buckets(tuple(parts), queries, keys, slot_of_query, torch.cat(pads) if pads else None, lost)
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,8 +205,9 @@ class Windows:
     @classmethod
     def of_layout(cls, layout: WindowLayout) -> Windows:
         """Windows of serialized points, rows in serialized order."""
-        n = int(layout.query_boundaries[-1])
-        return cls(layout.query_boundaries, layout.key_boundaries, None, layout.gather, n, n, most_places=2)
+        cuts = Cuts(layout.query_boundaries, layout.key_boundaries)
+        n = int(cuts.host_lengths[0].sum())
+        return cls(layout.query_boundaries, layout.key_boundaries, None, layout.gather, n, n, 2, cuts)
 
     def of_points(self, points: Tensor) -> Windows:
         """The same windows for rows in the order of the points.

@@ -16,282 +16,18 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from nufm.ops.backends.triton.aot import Specimen
-from nufm.ops.backends.triton.device import device_refusal, float_refusal, interpreting
+from nufm.ops.backends.triton.attention_kernels import SIZES, forward_kernel, key_grad_kernel, query_grad_kernel
+from nufm.ops.backends.triton.device import device_refusal, float32_precision, float_refusal
 from nufm.ops.dispatch import Implementation, preference, use_backend
-from nufm.ops.windows import Cuts, Windows
+from nufm.ops.window_cuts import Cuts
+from nufm.ops.windows import Windows
 
-LOG2E = tl.constexpr(1.4426950408889634)
-# The interpreter multiplies the bits of bfloat16 as if they were integers; products of float32 are the same, exact.
-WIDEN = tl.constexpr(interpreting())
 MAX_WIDTH = 128
-SIZES = ["n_places", "n_pairs"]  # differ from batch to batch: nothing is compiled anew for some of their values
-
-
-@triton.jit
-def _dot(a, b, PRECISION: tl.constexpr):
-    if WIDEN:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision=PRECISION)
-
-
-@triton.jit
-def _extent(boundaries, window):
-    """First place of a window, int64, and how many it has, int32."""
-    begin = tl.load(boundaries + window)
-    return begin, (tl.load(boundaries + window + 1) - begin).to(tl.int32)
-
-
-@triton.jit
-def _rows_of(rows, place, is_real):
-    if rows is not None:
-        place = tl.load(rows + place, mask=is_real, other=0)
-    return place
-
-
-@triton.jit
-def _load(x, row, is_real, stride_row, offset, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """(rows, BLOCK) channels of one head, 0 beyond WIDTH and for rows that are not real."""
-    channel = tl.arange(0, BLOCK)
-    mask = is_real[:, None] & (channel < WIDTH)[None, :]
-    return tl.load((x + offset + row * stride_row)[:, None] + channel[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _store(x, value, row, is_real, stride_row, offset, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    channel = tl.arange(0, BLOCK)
-    mask = is_real[:, None] & (channel < WIDTH)[None, :]
-    tl.store((x + offset + row * stride_row)[:, None] + channel[None, :], value.to(x.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def _forward_kernel(
-    q,  # (Nq, H, D), strides below, last one 1; likewise k and v
-    k,  # (Nk, H, D)
-    v,  # (Nk, H, DV)
-    bias,  # (H, S) or None
-    out,  # (Nq, H, DV)
-    lse,  # *fp32 (H, P) logarithm, to base 2, of the sum of exponentials; 0 where there are no keys
-    query_rows,  # *i64 (P,) or None
-    key_rows,  # *i64 (R,) or None
-    query_boundaries,  # *i64 (W+1,)
-    key_boundaries,  # *i64 (W+1,)
-    pair_offsets,  # *i64 (W+1,) or None
-    tile_window,  # *i32 (T,)
-    tile_first,  # *i32 (T,) first query of the tile, counted within its window
-    n_places,
-    n_pairs,
-    scale,
-    q_row,
-    q_head,
-    k_row,
-    k_head,
-    v_row,
-    v_head,
-    D: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    tile = tl.program_id(0)
-    head = tl.program_id(1).to(tl.int64)
-    window = tl.load(tile_window + tile).to(tl.int64)
-    query_begin, n_queries = _extent(query_boundaries, window)
-    key_begin, n_keys = _extent(key_boundaries, window)
-    i = tl.load(tile_first + tile) + tl.arange(0, BLOCK_M)
-    is_query = i < n_queries
-    place = query_begin + i
-    row = _rows_of(query_rows, place, is_query)
-    queries = _load(q, row, is_query, q_row, head * q_head, D, BLOCK_D)
-
-    if bias is not None:
-        pair = head * n_pairs + tl.load(pair_offsets + window) + i.to(tl.int64) * n_keys
-    highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    mixed = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    for first in range(0, n_keys, BLOCK_N):
-        j = first + tl.arange(0, BLOCK_N)
-        is_key = j < n_keys
-        key_row = _rows_of(key_rows, key_begin + j, is_key)
-        keys = _load(k, key_row, is_key, k_row, head * k_head, D, BLOCK_D)
-        logits = _dot(queries, tl.trans(keys), PRECISION) * (scale * LOG2E)
-        if bias is not None:
-            mask = is_query[:, None] & is_key[None, :]
-            logits += tl.load((bias + pair)[:, None] + j[None, :], mask=mask, other=0.0).to(tl.float32) * LOG2E
-        logits = tl.where(is_key[None, :], logits, float("-inf"))
-        higher = tl.maximum(highest, tl.max(logits, 1))
-        # Where a bias of -inf has left out all keys so far, -inf - -inf would be NaN.
-        finite = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(logits - finite[:, None])
-        shrink = tl.exp2(highest - finite)
-        values = _load(v, key_row, is_key, v_row, head * v_head, DV, BLOCK_DV)
-        total = total * shrink + tl.sum(weights, 1)
-        mixed = mixed * shrink[:, None] + _dot(weights.to(values.dtype), values, PRECISION)
-        highest = higher
-
-    has_none = total == 0
-    total = tl.where(has_none, 1.0, total)
-    heads = tl.num_programs(1)
-    _store(out, mixed / total[:, None], row, is_query, heads * DV, head * DV, DV, BLOCK_DV)
-    logarithm = tl.where(has_none, 0.0, highest + tl.log2(total))
-    tl.store(lse + head * n_places + place, logarithm, mask=is_query)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def _query_grad_kernel(
-    q,
-    k,
-    v,
-    bias,
-    out,
-    grad,  # (Nq, H, DV) contiguous, like out
-    lse,
-    delta,  # *fp32 (H, P) out: sum of grad * out over the channels
-    dq,  # (Nq, H, D) out
-    dbias,  # (H, S) out, or None
-    query_rows,
-    key_rows,
-    query_boundaries,
-    key_boundaries,
-    pair_offsets,
-    tile_window,
-    tile_first,
-    n_places,
-    n_pairs,
-    scale,
-    q_row,
-    q_head,
-    k_row,
-    k_head,
-    v_row,
-    v_head,
-    D: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    tile = tl.program_id(0)
-    head = tl.program_id(1).to(tl.int64)
-    heads = tl.num_programs(1)
-    window = tl.load(tile_window + tile).to(tl.int64)
-    query_begin, n_queries = _extent(query_boundaries, window)
-    key_begin, n_keys = _extent(key_boundaries, window)
-    i = tl.load(tile_first + tile) + tl.arange(0, BLOCK_M)
-    is_query = i < n_queries
-    place = query_begin + i
-    row = _rows_of(query_rows, place, is_query)
-    queries = _load(q, row, is_query, q_row, head * q_head, D, BLOCK_D)
-    grads = _load(grad, row, is_query, heads * DV, head * DV, DV, BLOCK_DV)
-    outs = _load(out, row, is_query, heads * DV, head * DV, DV, BLOCK_DV)
-    inner = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1)
-    tl.store(delta + head * n_places + place, inner, mask=is_query)
-    logarithm = tl.load(lse + head * n_places + place, mask=is_query, other=0.0)
-
-    if bias is not None:
-        pair = head * n_pairs + tl.load(pair_offsets + window) + i.to(tl.int64) * n_keys
-    dqueries = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for first in range(0, n_keys, BLOCK_N):
-        j = first + tl.arange(0, BLOCK_N)
-        is_key = j < n_keys
-        key_row = _rows_of(key_rows, key_begin + j, is_key)
-        keys = _load(k, key_row, is_key, k_row, head * k_head, D, BLOCK_D)
-        values = _load(v, key_row, is_key, v_row, head * v_head, DV, BLOCK_DV)
-        mask = is_query[:, None] & is_key[None, :]
-        logits = _dot(queries, tl.trans(keys), PRECISION) * (scale * LOG2E)
-        if bias is not None:
-            logits += tl.load((bias + pair)[:, None] + j[None, :], mask=mask, other=0.0).to(tl.float32) * LOG2E
-        weights = tl.where(mask, tl.exp2(logits - logarithm[:, None]), 0.0)
-        dweights = _dot(grads, tl.trans(values), PRECISION)
-        dlogits = weights * (dweights - inner[:, None])
-        if dbias is not None:
-            tl.store((dbias + pair)[:, None] + j[None, :], dlogits.to(dbias.dtype.element_ty), mask=mask)
-        dqueries += _dot(dlogits.to(keys.dtype), keys, PRECISION)
-    _store(dq, dqueries * scale, row, is_query, heads * D, head * D, D, BLOCK_D)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def _key_grad_kernel(
-    q,
-    k,
-    v,
-    bias,
-    grad,  # (Nq, H, DV) contiguous
-    lse,
-    delta,
-    dk,  # out, for each place: row r and head h begin at r (H D + H DV) + h D
-    dv,  # out, likewise with h DV
-    query_rows,
-    key_rows,
-    query_boundaries,
-    key_boundaries,
-    pair_offsets,
-    tile_window,
-    tile_first,  # *i32 (T,) first key of the tile, counted within its window
-    n_places,
-    n_pairs,
-    scale,
-    q_row,
-    q_head,
-    k_row,
-    k_head,
-    v_row,
-    v_head,
-    D: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    tile = tl.program_id(0)
-    head = tl.program_id(1).to(tl.int64)
-    heads = tl.num_programs(1)
-    window = tl.load(tile_window + tile).to(tl.int64)
-    query_begin, n_queries = _extent(query_boundaries, window)
-    key_begin, n_keys = _extent(key_boundaries, window)
-    j = tl.load(tile_first + tile) + tl.arange(0, BLOCK_N)
-    is_key = j < n_keys
-    key_place = key_begin + j
-    key_row = _rows_of(key_rows, key_place, is_key)
-    keys = _load(k, key_row, is_key, k_row, head * k_head, D, BLOCK_D)
-    values = _load(v, key_row, is_key, v_row, head * v_head, DV, BLOCK_DV)
-
-    dkeys = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    dvalues = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
-    for first in range(0, n_queries, BLOCK_M):
-        i = first + tl.arange(0, BLOCK_M)
-        is_query = i < n_queries
-        place = query_begin + i
-        row = _rows_of(query_rows, place, is_query)
-        queries = _load(q, row, is_query, q_row, head * q_head, D, BLOCK_D)
-        grads = _load(grad, row, is_query, heads * DV, head * DV, DV, BLOCK_DV)
-        logarithm = tl.load(lse + head * n_places + place, mask=is_query, other=0.0)
-        inner = tl.load(delta + head * n_places + place, mask=is_query, other=0.0)
-        mask = is_key[:, None] & is_query[None, :]
-        logits = _dot(keys, tl.trans(queries), PRECISION) * (scale * LOG2E)
-        if bias is not None:
-            pair = head * n_pairs + tl.load(pair_offsets + window) + i.to(tl.int64) * n_keys
-            logits += tl.load((bias + pair)[None, :] + j[:, None], mask=mask, other=0.0).to(tl.float32) * LOG2E
-        weights = tl.where(mask, tl.exp2(logits - logarithm[None, :]), 0.0)
-        dvalues += _dot(weights.to(grads.dtype), grads, PRECISION)
-        dweights = _dot(values, tl.trans(grads), PRECISION)
-        dlogits = weights * (dweights - inner[None, :])
-        dkeys += _dot(dlogits.to(queries.dtype), queries, PRECISION)
-    stride = heads * (D + DV)
-    _store(dk, dkeys * scale, key_place, is_key, stride, head * D, D, BLOCK_D)
-    _store(dv, dvalues, key_place, is_key, stride, head * DV, DV, BLOCK_DV)
 
 
 class Shape(NamedTuple):
@@ -343,11 +79,6 @@ def _block(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
-def _precision(x: Tensor) -> str:
-    # As the matrix products of PyTorch: TensorFloat-32 only where it was asked for.
-    return "tf32" if x.is_cuda and torch.version.hip is None and torch.backends.cuda.matmul.allow_tf32 else "ieee"
-
-
 def _last_is_dense(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
 
@@ -360,12 +91,12 @@ class _Attention(Function):
         n, heads, _ = q.shape
         out = q.new_empty(n, heads, v.shape[2])
         lse = torch.empty(heads, n, dtype=torch.float32, device=q.device)
-        ctx.windows, ctx.scale, ctx.precision, ctx.asked = windows, scale, _precision(q), preference()
+        ctx.windows, ctx.scale, ctx.precision, ctx.asked = windows, scale, float32_precision(q), preference()
         ctx.save_for_backward(q, k, v, bias, out, lse)
         shape, edges = _edges(ctx, q, v, bias, backward=False)
         tiles = _tiles(windows.cuts, 0, shape.queries)
         grid = (len(tiles[0]), heads)
-        _forward_kernel[grid](q, k, v, bias, out, lse, *_lists(ctx, bias), *tiles, *_numbers(ctx, q, k, v), **edges)
+        forward_kernel[grid](q, k, v, bias, out, lse, *_lists(ctx, bias), *tiles, *_numbers(ctx, q, k, v), **edges)
         return out
 
     @staticmethod
@@ -380,14 +111,14 @@ class _Attention(Function):
         dq = torch.empty_like(q, memory_format=torch.contiguous_format)
         dbias = torch.empty_like(bias) if ctx.needs_input_grad[5] else None
         tiles = _tiles(windows.cuts, 0, shape.queries)
-        _query_grad_kernel[(len(tiles[0]), heads)](
+        query_grad_kernel[(len(tiles[0]), heads)](
             q, k, v, bias, out, grad, lse, delta, dq, dbias, *lists, *tiles, *numbers, **edges
         )
         # One row for each place of a key, of both gradients: a row of k that stands in several is summed afterwards.
         n_places = len(k) if windows.key_rows is None else len(windows.key_rows)
         both = k.new_empty(n_places, heads * (width + value_width))
         tiles = _tiles(windows.cuts, 1, shape.keys)
-        _key_grad_kernel[(len(tiles[0]), heads)](
+        key_grad_kernel[(len(tiles[0]), heads)](
             q, k, v, bias, grad, lse, delta, both, both[:, heads * width :], *lists, *tiles, *numbers, **edges
         )
         if windows.keys is not None:
@@ -463,9 +194,9 @@ def specimens() -> list[Specimen]:
     cuts = Cuts(torch.tensor([0, 256]), torch.tensor([0, 256]))
     for data, precision, width, with_bias in cases:
         types |= {name: data for name in ("q", "k", "v", "out", "grad", "dq", "dk", "dv", "bias", "dbias")}
-        for kernel in (_forward_kernel, _query_grad_kernel, _key_grad_kernel):
+        for kernel in (forward_kernel, query_grad_kernel, key_grad_kernel):
             exact = data == "*fp32" and precision == "ieee"
-            shape = Shape.of(cuts, width, exact, kernel is not _forward_kernel, with_bias)
+            shape = Shape.of(cuts, width, exact, kernel is not forward_kernel, with_bias)
             constants = {"D": width, "DV": width, "BLOCK_D": _block(width), "BLOCK_DV": _block(width)}
             constants |= {"BLOCK_M": shape.queries, "BLOCK_N": shape.keys, "PRECISION": precision}
             if not with_bias:
