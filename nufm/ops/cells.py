@@ -4,8 +4,8 @@ Keys are sorted by (event, z-order code) on a lattice finer than they need. Then
 size is one run of that list, so that each query can look through cells of its own size: a ball of radius r meets at
 most two cells per axis once they are wider than 2 r, eight runs in all. Nothing depends on a typical density, and a
 far outlier only makes its own cells large. The lattice has 2^20 cells per axis over the extent of all keys (fewer bits
-where many events need them): keys that share a finest cell, above all many in one and the same place, are all looked
-at by each query there, which costs their number squared in time, not in memory.
+where many events need them): keys that share a finest cell are all looked at by each query there, which costs their
+number squared in time, not in memory.
 
 Distances are compared squared and in double precision. On a lattice, whole numbers up to 2^24 in float32 or float64,
 they are exact: equal distances are equal numbers, on any device. Scaled or shifted coordinates were rounded when they
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ class Cells:
     Attributes:
         point: float64 (3, N), sorted.
         row: int64 (N,), the packed row of each.
-        code: int64 (N,), ascending.
+        code: int64 (N,), ascending; equal codes in the order of rows.
         low: float64 (3, 1), the corner of the lattice.
         scale: float64 scalar, cells per unit of length.
         depth: bits per axis.
@@ -112,7 +112,7 @@ class Cells:
         low, high = torch.aminmax(point, dim=1, keepdim=True)
         scale = (2**depth - 1) / (high - low).amax().clamp(min=1e-300)
         unsorted = cls(point, offsets, offsets, low, scale, depth)
-        code, row = torch.sort(unsorted.encode(point, event_index(offsets, len(key))))
+        code, row = torch.sort(unsorted.encode(point, event_index(offsets, len(key))), stable=True)
         return cls(point[:, row], row, code, low, scale, depth)
 
     def cell(self, point: Tensor) -> Tensor:
@@ -123,6 +123,19 @@ class Cells:
         """int64 (M,) code of points (3, M) of the events ``event`` (M,)."""
         x, y, z = _spread(self.cell(point)).unbind(0)
         return event << 3 * self.depth | x << 2 | y << 1 | z
+
+    def first_copies(self, k: int) -> Cells:
+        """The same without keys that have k others of lower row in exactly their place.
+
+        None of those is among the k nearest of any query, and an event with thousands of points in one place would
+        otherwise cost their number squared.
+        """
+        place = torch.arange(len(self.row), device=self.row.device)
+        is_copy = torch.zeros_like(self.row, dtype=torch.bool)
+        is_copy[1:] = (self.code.diff() == 0) & (self.point.diff() == 0).all(0)
+        first = place.masked_fill(is_copy, 0).cummax(0).values
+        kept = (place - first < k).nonzero()[:, 0]
+        return replace(self, point=self.point[:, kept], row=self.row[kept], code=self.code[kept])
 
     def runs(self, query: Tensor, event: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
         """Runs of the sorted keys with all of those near each query, and some more.
@@ -186,8 +199,8 @@ class Cells:
                 square = square + step.square_()
             near = (square <= limit[part].index_select(0, rank)).nonzero()[:, 0]
             rank, row, square = rank[near], self.row[place[near]], square[near]
-            code, sequence = torch.sort(rank * len(self.row) + row)
-            yield part, rank, code - rank * len(self.row), square[sequence]
+            code, sequence = torch.sort(rank << 40 | row)  # a chunk has fewer than 2^20 queries
+            yield part, rank, code - (rank << 40), square[sequence]
 
 
 def chunk_sizes(device: torch.device) -> tuple[int, int]:

@@ -49,13 +49,13 @@ def _k_nearest(query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: T
     distance = query.new_full((len(query), k), math.inf)
     if len(query) == 0 or len(key) == 0:
         return index, distance
-    cells = Cells.build(key, key_offsets)
+    cells = Cells.build(key, key_offsets).first_copies(k)
     point, event = columns(query), event_index(query_offsets, len(query))
     code = cells.encode(point, event)
     # Neighbours in z-order one after the other: they find their keys in the same lines of memory.
     for rows in torch.argsort(code).split(chunk_sizes(query.device)[1]):
         asked, event_m = point[:, rows], event[rows]
-        limit = _upper_bound(cells, asked, code[rows], key_offsets[event_m], key_offsets[event_m + 1], k)
+        limit = _upper_bound(cells, asked, code[rows], event_m, k)
         limit, start, count = _shrink(cells, asked, event_m, limit, k)
         for part, rank, row, square in cells.pairs(asked, start, count, limit):
             found = torch.bincount(rank, minlength=len(part))
@@ -71,12 +71,14 @@ def _k_nearest(query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: T
     return index, distance
 
 
-def _upper_bound(cells: Cells, query: Tensor, code: Tensor, first: Tensor, last: Tensor, k: int) -> Tensor:
+def _upper_bound(cells: Cells, query: Tensor, code: Tensor, event: Tensor, k: int) -> Tensor:
     """float64 (M,): a squared distance within which each query has k keys (or all of its event).
 
     The keys around the query's place on the z-order curve are near it, mostly.
     """
     window = torch.arange(2 * k + 2, device=query.device)
+    first = torch.searchsorted(cells.code, event << 3 * cells.depth)
+    last = torch.searchsorted(cells.code, (event + 1) << 3 * cells.depth)
     n_part = max(1, chunk_sizes(query.device)[0] // len(window))
     limit = []
     for lo in range(0, len(code), n_part):

@@ -161,6 +161,17 @@ def test_nearest_looks_at_few_candidates(case, monkeypatch):
     assert looked_at < len(query) * len(coord) / 10
 
 
+def test_thousands_of_points_in_one_place():
+    """Would take minutes if each looked at all the others."""
+    coord = torch.full((50000, 3), 0.1)
+    coord[::100, 2] = 0.2
+    index, distance = k_nearest(coord, torch.tensor([0, 50000]), coord, torch.tensor([0, 50000]), 3)
+    assert bool((distance == 0).all())
+    expected = torch.tensor([1, 2, 3]).repeat(50000, 1)
+    expected[::100] = torch.tensor([0, 100, 200])
+    assert torch.equal(index, expected)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("radius", [0.0, 1.0, 2.5, math.inf])
 def test_balls_against_all_distances(kind, radius):
