@@ -52,7 +52,7 @@ def test_every_kernel_compiles_for_every_target(module, tmp_path):
         else:
             assert re.fullmatch(f"ok {NAMES[target]}", state), f"{specimen} for {target}: {state}"
     if skipped:
-        assert aot.VERSION < (3, 3), skipped
+        assert aot.VERSION < (3, 3) or all("linker" in reason for reason in skipped), skipped
         pytest.skip("; ".join(sorted(skipped)))
 
 

@@ -56,15 +56,18 @@ class Specimen:
 
 def compile_for(specimen: Specimen, target: str) -> dict[str, Any]:
     """Compile for one of :data:`TARGETS`; returns the intermediate and final code by name (``ptx``, ``hsaco`` ...)."""
-    signature = {**specimen.signature, **{name: "constexpr" for name in specimen.constexprs}}
     order = specimen.kernel.arg_names
+    if VERSION < (3, 3):  # without alignments, which Triton 3.2 describes in a class of its own
+        types = {name: specimen.signature[name] for name in order if name in specimen.signature}
+        source = ASTSource(specimen.kernel, types, specimen.constexprs)
+        return triton.compile(source, target=TARGETS[target], options=specimen.options).asm
+    signature = {**specimen.signature, **{name: "constexpr" for name in specimen.constexprs}}
     aligned = {name: [["tt.divisibility", 16]] for name, kind in specimen.signature.items() if kind.startswith("*")}
-    attrs = {(order.index(name),): value for name, value in {**aligned, **specimen.attrs}.items()}
     source = ASTSource(
         fn=specimen.kernel,
         signature={name: signature[name] for name in order},
         constexprs={(order.index(name),): value for name, value in specimen.constexprs.items()},
-        attrs=attrs if VERSION >= (3, 3) else None,  # Triton 3.2 describes them in a class of its own
+        attrs={(order.index(name),): value for name, value in {**aligned, **specimen.attrs}.items()},
     )
     return triton.compile(source, target=TARGETS[target], options=specimen.options).asm
 
@@ -93,7 +96,16 @@ def unknown(target: str) -> str | None:
     if target == "sm_100" and VERSION < (3, 3):
         return "needs triton 3.3"
     backend = {"cuda": "nvidia", "hip": "amd"}[TARGETS[target].backend]
-    return None if backend in triton.backends.backends else f"this build of triton has no {backend} compiler"
+    if backend not in triton.backends.backends:
+        return f"this build of triton has no {backend} compiler"
+    # Earlier versions call the linker of a ROCm installation, later ones bring their own.
+    find_linker = getattr(triton.backends.backends[backend].compiler, "path_to_rocm_lld", None)
+    try:
+        if find_linker is not None:
+            find_linker()
+    except Exception as error:  # plain Exception is what it raises
+        return str(error)
+    return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
