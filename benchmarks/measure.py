@@ -105,28 +105,46 @@ def interleaved(calls: Mapping[str, Call], device: torch.device, repeats: int, w
     return {name: Timing.of(values) for name, values in seconds.items()}
 
 
+class Peak:
+    """``with Peak(device) as peak: ...``; then ``peak.bytes`` is the largest sum of torch's allocations inside, above
+    what was allocated before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.bytes = device, 0
+
+    def __enter__(self) -> Peak:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = torch.cuda.memory_allocated(self.device)
+        else:
+            self._recorded = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+            self._recorded.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            self.bytes = torch.cuda.max_memory_allocated(self.device) - self._before
+            return
+        self._recorded.__exit__(*error)
+        events = [
+            (e.start_ns(), e.nbytes())
+            for e in self._recorded.profiler.kineto_results.events()
+            if e.name() == "[memory]" and e.device_type() == DeviceType.CPU
+        ]
+        held = 0
+        for _, change in sorted(events, key=lambda event: event[0]):
+            held += change
+            self.bytes = max(self.bytes, held)
+
+
 def peak_bytes(call: Call, device: torch.device) -> int:
     """Largest sum of torch's allocations during ``call``, above what was allocated before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    with Peak(device) as peak:
         call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        call()
-    events = [
-        (e.start_ns(), e.nbytes())
-        for e in recorded.profiler.kineto_results.events()
-        if e.name() == "[memory]" and e.device_type() == DeviceType.CPU
-    ]
-    held = peak = 0
-    for _, change in sorted(events, key=lambda event: event[0]):
-        held += change
-        peak = max(peak, held)
-    return peak
+    return peak.bytes
 
 
 # ---------------------------------------------------------------------- the machine
