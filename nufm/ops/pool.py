@@ -17,6 +17,7 @@ from torch.nn.functional import embedding_bag
 
 from nufm.ops.dispatch import preference, run, use_backend
 from nufm.ops.neighbors import cell_keys
+from nufm.ops.serialize import ROWS_PER_BLOCK
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,22 +101,30 @@ class _Sum(Function):
             return _Take.apply(grad, ctx.segments), None, None
 
 
+def _is_max(x: Tensor, out: Tensor, index: Tensor) -> Tensor:
+    """bool (N, C): ``x == out[index]``, on a CPU in blocks: fresh pages for (N, C) numbers cost more than they do."""
+    is_max = torch.empty_like(x, dtype=torch.bool)
+    rows = ROWS_PER_BLOCK if x.device.type == "cpu" else max(1, len(x))
+    for block, group, result in zip(x.split(rows), index.split(rows), is_max.split(rows), strict=True):
+        torch.eq(block, out.index_select(0, group), out=result)
+    return is_max
+
+
 class _Max(Function):
     @staticmethod
     def forward(ctx, x: Tensor, segments: Segments, maximum: Callable[[Tensor, Segments], Tensor]) -> Tensor:
         out = maximum(x, segments)
         ctx.segments, ctx.asked = segments, preference()
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(x == out.index_select(0, segments.index))
+            ctx.save_for_backward(_is_max(x, out, segments.index))
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (is_max,) = ctx.saved_tensors
-        share = is_max.to(grad.dtype)
         with use_backend(*ctx.asked):
-            ties = ctx.segments.sum(share).clamp_(min=1)
-            return share * _Take.apply(grad / ties, ctx.segments), None, None
+            ties = ctx.segments.sum(is_max.to(grad.dtype)).clamp_(min=1)
+            return _Take.apply(grad / ties, ctx.segments).mul_(is_max), None, None
 
 
 def _amax(x: Tensor, segments: Segments) -> Tensor:
