@@ -17,9 +17,10 @@ Choice of tiles, by reasoning and from compiled code (registers, shared memory),
   but hold more rows that have no neighbour at a tap of the tile. See ``LONG_TILE_FROM``.
 - Columns: every block gathers the rows again, at a cost like that of some 32 more columns, and masked columns of
   a block that reaches beyond Co are wasted products. The cheapest by this count: one block of 64 for 48 channels,
-  of 128 for 96, three of 64 for 192, three of 128 for 384, four for 512.
-- The depth of a step likewise: 64 for 48, 192, 384 and 512 channels of 16 bits, three of 32 for 96; half of it in
-  float32.
+  of 128 for 96, three of 64 for 192, three of 128 for 384, four for 512. Levels with few rows take narrower
+  blocks, so that every multiprocessor has one.
+- The depth of a step likewise: 64 for 48, 192, 384 and 512 channels of 16 bits, three of 32 for 96; at most 32 in
+  float32, 16 without TF32, where every operand of a thread costs a register.
 - Stages of the pipeline: as many as fit into 96 KiB of shared memory (of the 163 KiB of compute capability 8.0,
   99 KiB of 8.6), at most 4, so that two programs can share a multiprocessor with larger memory. AMD GPUs have 64
   KiB and take 2.
@@ -27,6 +28,7 @@ Choice of tiles, by reasoning and from compiled code (registers, shared memory),
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -44,6 +46,7 @@ from nufm.ops.sparse_conv import FEW_CHANNELS, Products, differentiable
 SHARED_BYTES = 96 * 2**10
 PROGRAMS = 1024  # a weight gradient is cut into about as many: several for each of up to 150 multiprocessors
 WORKSPACE_BYTES = 64 * 2**20
+MULTIPROCESSORS = 128  # or so: below as many programs, blocks are made narrower
 LARGEST_INT32 = 2**31 - 1
 # The interpreter multiplies the bits of bfloat16 as if they were integers; products of float32 are the same, exact.
 WIDEN = tl.constexpr(interpreting())
@@ -214,12 +217,12 @@ def _weight_gradient_kernel(
         written = tl.where(listed, written, begin + start + place)
         read = tl.where(listed, read, begin + start + place)
         left = tl.load(
-            grad + written[:, None] * out_channels + o[None, :], mask=is_pair[:, None] & is_o[None, :], other=0.0
+            grad + o[:, None] + written[None, :] * out_channels, mask=is_o[:, None] & is_pair[None, :], other=0.0
         )
         right = tl.load(
             feat + read[:, None] * in_channels + i[None, :], mask=is_pair[:, None] & is_i[None, :], other=0.0
         )
-        total = _add_product(total, tl.trans(left), right, PRECISION)
+        total = _add_product(total, left, right, PRECISION)
         following = start + PAIRS + place
         written = tl.load(target + begin + following, mask=listed & (following < pairs), other=0)
         read = tl.load(source + begin + following, mask=listed & (following < pairs), other=0)
@@ -252,9 +255,15 @@ def _sum_pieces_kernel(
     tl.store(out + line * in_channels + place % in_channels, total.to(out.dtype.element_ty), mask=inside)
 
 
+@cache
 def _edge(size: int, edges: tuple[int, ...], overhead: int) -> int:
     """The block edge that covers ``size`` at least cost, where a block costs its edge and an overhead."""
     return min(edges, key=lambda edge: (triton.cdiv(size, edge) * (edge + overhead), edge))
+
+
+def _edges(itemsize: int, precision: str) -> tuple[int, ...]:
+    # Products without tensor cores hold their operands in registers.
+    return (16, 32, 64) if itemsize == 4 and precision == "ieee" else (16, 32, 64, 128)
 
 
 def _layout(rows: int, columns: int, depth: int, itemsize: int) -> Blocks:
@@ -262,16 +271,24 @@ def _layout(rows: int, columns: int, depth: int, itemsize: int) -> Blocks:
     return Blocks(rows, columns, depth, 8 if rows * columns > 2**13 else 4, 2 if torch.version.hip else stages)
 
 
-def _convolve_blocks(rows: int, in_channels: int, out_channels: int, itemsize: int) -> Blocks:
-    if itemsize == 4:  # products without tensor cores hold their operands in registers
-        return _layout(rows, _edge(out_channels, (16, 32, 64), 32), _edge(in_channels, (16, 32), 8), itemsize)
-    return _layout(rows, _edge(out_channels, (16, 32, 64, 128), 32), _edge(in_channels, (16, 32, 64), 16), itemsize)
+def _convolve_blocks(
+    rows: int, tiles: int, in_channels: int, out_channels: int, itemsize: int, precision: str
+) -> Blocks:
+    columns = _edge(out_channels, _edges(itemsize, precision), 32)
+    while columns > 32 and tiles * triton.cdiv(out_channels, columns) < MULTIPROCESSORS:
+        columns //= 2
+    if itemsize == 4:
+        depth = 16 if precision == "ieee" else _edge(in_channels, (16, 32), 8)
+    else:
+        depth = _edge(in_channels, (16, 32, 64), 16)
+    return _layout(rows, columns, depth, itemsize)
 
 
-def _gradient_blocks(in_channels: int, out_channels: int, itemsize: int) -> Blocks:
+def _gradient_blocks(in_channels: int, out_channels: int, itemsize: int, precision: str) -> Blocks:
     """``rows`` are output channels, ``columns`` input channels, ``depth`` pairs."""
-    edges = (16, 32, 64) if itemsize == 4 else (16, 32, 64, 128)
-    return _layout(_edge(out_channels, edges, 32), _edge(in_channels, edges, 32), 32 if itemsize == 4 else 64, itemsize)
+    edges = _edges(itemsize, precision)
+    depth = 16 if itemsize == 4 and precision == "ieee" else 128 // itemsize
+    return _layout(_edge(out_channels, edges, 32), _edge(in_channels, edges, 32), depth, itemsize)
 
 
 def _by_rows(in_channels: int, pairs: KernelMap) -> bool:
@@ -303,12 +320,17 @@ def _convolve(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: KernelMa
 
 def _convolve_tiles(feat: Tensor, weight: Tensor, bias: Tensor | None, plan: TilePlan, dtype: torch.dtype) -> Tensor:
     in_channels, (out_channels, taps, _) = feat.shape[1], weight.shape
-    blocks = _convolve_blocks(plan.rows, in_channels, out_channels, feat.element_size())
+    precision = float32_precision(feat)
+    blocks = _convolve_blocks(plan.rows, len(plan.tiles), in_channels, out_channels, feat.element_size(), precision)
+    if feat.dtype == torch.float32:
+        # The matrix units of Hopper read 32-bit operands along the sum only: an input gradient's permuted weights would
+        # be turned around element by element in each program.
+        weight = weight.contiguous()
     out = torch.empty(len(plan.order), out_channels, dtype=dtype, device=feat.device)
     _convolve_kernel[(len(plan.tiles), triton.cdiv(out_channels, blocks.columns))](
         feat, weight, bias, out, plan.order, plan.tiles, plan.first, plan.tap, plan.index,
         len(out), in_channels, out_channels, *weight.stride(), taps - 1,
-        MIRRORED=plan.mirrored, PRECISION=float32_precision(feat),
+        MIRRORED=plan.mirrored, PRECISION=precision,
         ROWS=blocks.rows, COLUMNS=blocks.columns, DEPTH=blocks.depth, **blocks.options,
     )  # fmt: skip
     return out
@@ -318,9 +340,12 @@ def _weight_gradient(grad: Tensor, feat: Tensor, pairs: KernelMap) -> Tensor:
     grad, feat = grad.contiguous(), feat.contiguous()
     out_channels, in_channels, taps = grad.shape[1], feat.shape[1], pairs.taps
     out = feat.new_empty(out_channels, taps, in_channels)
+    if len(pairs.source) == 0 and pairs.identity is None:
+        return out.zero_()
     if out.numel() == 0:
         return out
-    blocks = _gradient_blocks(in_channels, out_channels, feat.element_size())
+    precision = float32_precision(feat)
+    blocks = _gradient_blocks(in_channels, out_channels, feat.element_size(), precision)
     matrices = triton.cdiv(out_channels, blocks.rows) * triton.cdiv(in_channels, blocks.columns)
     cut = _cut(pairs, matrices, out_channels * in_channels, blocks.depth)
     n = len(cut.tap)
@@ -330,7 +355,7 @@ def _weight_gradient(grad: Tensor, feat: Tensor, pairs: KernelMap) -> Tensor:
     _weight_gradient_kernel[(n, matrices)](
         grad, feat, shares, pairs.target, pairs.source, cut.tap, cut.begin, cut.end,
         taps, -1 if pairs.identity is None else pairs.identity, in_channels, out_channels,
-        SHARES=not cut.single, PRECISION=float32_precision(feat),
+        SHARES=not cut.single, PRECISION=precision,
         OUTS=blocks.rows, INS=blocks.columns, PAIRS=blocks.depth, **blocks.options,
     )  # fmt: skip
     if not cut.single:
@@ -391,14 +416,14 @@ def specimens() -> list[Specimen]:
         ("*bf16", "ieee", 64, 1),
     ):
         itemsize = 4 if data == "*fp32" else 2
-        blocks = _convolve_blocks(rows, channels, channels, itemsize)
+        blocks = _convolve_blocks(rows, 1000, channels, channels, itemsize, precision)
         shape = {"PRECISION": precision, "ROWS": rows, "COLUMNS": blocks.columns, "DEPTH": blocks.depth}
         # Weights as they are, and the permuted ones of an input gradient, whose output channels lie side by side.
         made.append(_specimen(_convolve_kernel, data, {"weight_in": 1, "MIRRORED": False, **shape}, blocks, channels))
-        if channels > 48:
+        if channels > 48 and itemsize == 2:
             shape |= {"weight_out": 1, "bias": None}
             made.append(_specimen(_convolve_kernel, data, {"MIRRORED": True, **shape}, blocks, channels))
-        blocks = _gradient_blocks(channels, channels, itemsize)
+        blocks = _gradient_blocks(channels, channels, itemsize, precision)
         shape = {"PRECISION": precision, "OUTS": blocks.rows, "INS": blocks.columns, "PAIRS": blocks.depth}
         made.append(_specimen(_weight_gradient_kernel, data, {"SHARES": rows == 128, **shape}, blocks, channels))
     for data in ("*fp32", "*bf16", "*fp16"):
