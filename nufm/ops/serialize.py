@@ -12,11 +12,11 @@ its batch mates.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from nufm.ops.curves import exchange_xy, hilbert_code, z_code
 from nufm.ops.dispatch import run
 
 CURVES = ("z", "z-trans", "hilbert", "hilbert-trans")
@@ -110,83 +110,6 @@ def _checked_bits(grid: Tensor, depth: int) -> int:
     return bits
 
 
-def _z_order(grid: Tensor) -> Tensor:
-    """Bit i of (x, y, z) becomes bits 3i + (2, 1, 0); coordinates are below 2^16."""
-    x = grid
-    x = (x | x << 16) & 0xFF0000FF
-    x = (x | x << 8) & 0xF00F00F00F
-    x = (x | x << 4) & 0xC30C30C30C3
-    x = (x | x << 2) & 0x249249249249
-    return x[:, 0] << 2 | x[:, 1] << 1 | x[:, 2]
-
-
-LAST_AXIS = 0o1111111111111111  # the bits of z in a z-order code
-
-
-def _exchange_xy(code: Tensor) -> Tensor:
-    """Z-order code of (y, x, z) from that of (x, y, z)."""
-    return (code & LAST_AXIS << 2) >> 1 | (code & LAST_AXIS << 1) << 1 | code & LAST_AXIS
-
-
-def _skilling_level(state: tuple, octant: int) -> tuple[int, tuple]:
-    """One level of Skilling's transform: octant -> 3 bits of the code, and the state for the level below.
-
-    A state holds how the levels above have turned the axes, as (axis, is inverted) for each of the three, and the
-    last bit of their code.
-    """
-    axes, last = list(state[0]), state[1]
-    bits = [(octant >> (2 - axis) & 1) ^ inverted for axis, inverted in axes]
-    code = 0
-    for bit in bits:  # Gray code to binary
-        last ^= bit
-        code = code << 1 | last
-    for i, bit in enumerate(bits):
-        # Where the bit is set, the lower bits of axis 0 are inverted; elsewhere exchanged with those of axis i.
-        if bit:
-            axes[0] = (axes[0][0], 1 - axes[0][1])
-        else:
-            axes[0], axes[i] = axes[i], axes[0]
-    return code, (tuple(axes), last)
-
-
-@cache
-def _hilbert_table(device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
-    """Three levels of the Hilbert curve at a time.
-
-    Returns:
-        int64 (states * 512,): place ``state | 9 bits of z-order code`` holds ``next state | 9 bits of Hilbert code``,
-        states being multiples of 512; and the states after 0, 1 and 2 levels of zeros, which only turn the axes.
-    """
-    states = [(((0, 0), (1, 0), (2, 0)), 0)]
-    code, below = [], []
-    for state in states:  # grows until no new state appears
-        for octant in range(8):
-            bits, following = _skilling_level(state, octant)
-            if following not in states:
-                states.append(following)
-            code.append(bits)
-            below.append(states.index(following))
-    code, below = torch.tensor(code), torch.tensor(below)
-    cells = torch.arange(512)
-    state, found = torch.arange(len(states))[:, None], torch.zeros(1, dtype=torch.int64)
-    for shift in (6, 3, 0):
-        place = state * 8 + (cells >> shift & 7)
-        found, state = found << 3 | code[place], below[place]
-    once = int(below[0])
-    return (state << 9 | found).flatten().to(device), (0, once << 9, int(below[once * 8]) << 9)
-
-
-def _hilbert(z_code: Tensor, depth: int, bits: int) -> Tensor:
-    """Hilbert code from the z-order code of cells whose coordinates have no more than ``bits`` bits."""
-    table, starts = _hilbert_table(z_code.device)
-    state, code = starts[depth % 3], 0
-    for shift in range(9 * ((bits - 1) // 3), -1, -9):
-        entry = table[(z_code >> shift & 511) + state]
-        low = entry & 511
-        state, code = entry - low, low + code * 512
-    return code
-
-
 def z_order(grid: Tensor, depth: int = MAX_DEPTH) -> Tensor:
     """Z-order (Morton) code: bit i of x, y, z becomes bit 3i+2, 3i+1, 3i.
 
@@ -255,13 +178,13 @@ def _curve_codes(
     rows = ROWS_PER_BLOCK if grid.device.type == "cpu" else max(1, len(grid))
     for start in range(0, len(grid), rows):
         block = slice(start, start + rows)
-        z_code = _z_order(grid[block])
-        z_codes = {False: z_code, True: _exchange_xy(z_code)}
+        along_z = z_code(grid[block])
+        z_codes = {False: along_z, True: exchange_xy(along_z)}
         prefix = None if event is None else event[block] << 3 * depth
         for out, curve in zip(codes[:, block], curves, strict=True):
             code = z_codes[curve.endswith("-trans")]
             if curve.startswith("hilbert"):
-                code = _hilbert(code, depth, bits)
+                code = hilbert_code(code, depth, bits)
             if prefix is None:
                 out.copy_(code)
             else:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from nufm.ops.pool import pool_cells, segment_reduce, take
+from nufm.ops.pool import Segments, pool_cells, segment_reduce, take
 
 
 @pytest.mark.parametrize("counts", [[60], [50, 0, 1, 20], [0, 0], []])
@@ -22,6 +22,11 @@ def test_pool_cells_against_dictionary(random_events, counts, stride):
     assert pooling.offsets.diff().tolist() == [sum(c[0] == b for c in cells) for b in range(len(counts))]
     inverse = {i: m for m, cell in enumerate(cells) for i in members[cell]}
     assert pooling.inverse.tolist() == [inverse[i] for i in range(len(grid))]
+    # The lists that came from the sort of the cells are those that the index alone would give.
+    alone = Segments(pooling.inverse, len(cells))
+    for name in ("order", "counts", "starts"):
+        assert torch.equal(getattr(pooling.segments, name), getattr(alone, name))
+    assert pooling.segments.counts.tolist() == [len(members[cell]) for cell in cells]
 
 
 @pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
@@ -50,6 +55,36 @@ def test_equal_maxima_share_the_gradient():
     x = torch.tensor([[1.0], [1.0], [0.0]], requires_grad=True)
     segment_reduce(x, torch.tensor([0, 0, 0]), 1, "max").backward()
     assert x.grad.flatten().tolist() == [0.5, 0.5, 0.0]
+
+
+def test_means_of_16_bit_numbers_do_not_overflow():
+    """The sum of these float16 numbers does, and a group of 3,000 rows is not a number of bfloat16."""
+    index = torch.zeros(3000, dtype=torch.int64)
+    for dtype in (torch.float16, torch.bfloat16):
+        x = torch.full((3000, 1), 512.0, dtype=dtype, requires_grad=True)
+        out = segment_reduce(x, index, 1, "mean")
+        out.backward(torch.full_like(out, 3000.0))
+        assert out.item() == 512
+        torch.testing.assert_close(x.grad, torch.ones_like(x), rtol=4e-3, atol=0)
+
+
+def test_nan_propagates_in_its_group_only():
+    x = torch.tensor([[1.0], [float("nan")], [2.0]])
+    for reduce in ("sum", "mean", "max"):
+        out = segment_reduce(x, torch.tensor([1, 1, 0]), 2, reduce)
+        assert out[1].isnan() and out[0] == 2
+
+
+def test_the_mask_of_maxima_in_blocks(monkeypatch):
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    index = torch.arange(50) % 7
+    grads = []
+    for rows in (2**14, 3):
+        monkeypatch.setattr("nufm.ops.pool.ROWS_PER_BLOCK", rows)
+        leaf = x.clone().requires_grad_()
+        segment_reduce(leaf, index, 7, "max").square().sum().backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads) and grads[0].count_nonzero() == 14
 
 
 def test_take_is_indexing_with_its_gradient():

@@ -88,6 +88,51 @@ def test_z_order_against_bit_loop():
         assert code == expected
 
 
+def skilling(axes, depth):
+    """The transform as its paper has it (AxestoTranspose), bit by bit; then the bits of the axes in turn."""
+    axes = list(axes)
+    bit = 1 << depth - 1
+    while bit > 1:
+        low = bit - 1
+        for i in range(3):
+            if axes[i] & bit:
+                axes[0] ^= low
+            else:
+                swap = (axes[0] ^ axes[i]) & low
+                axes[0] ^= swap
+                axes[i] ^= swap
+        bit >>= 1
+    axes[1] ^= axes[0]
+    axes[2] ^= axes[1]
+    invert, bit = 0, 1 << depth - 1
+    while bit > 1:
+        if axes[2] & bit:
+            invert ^= bit - 1
+        bit >>= 1
+    axes = [axis ^ invert for axis in axes]
+    return sum((axis >> level & 1) << 3 * level + 2 - i for i, axis in enumerate(axes) for level in range(depth))
+
+
+@pytest.mark.parametrize("depth", range(1, 17))
+def test_hilbert_against_the_transform_of_the_paper(depth):
+    generator = torch.Generator().manual_seed(depth)
+    for bits in range(1, depth + 1):  # leading zeros are skipped in threes
+        grid = torch.randint(0, 2**bits, (6, 3), generator=generator)
+        grid[0, 0] = 2**bits - 1
+        for (x, y, z), code, swapped in zip(
+            grid.tolist(), hilbert(grid, depth).tolist(), curve_code(grid, "hilbert-trans", depth).tolist(), strict=True
+        ):
+            assert code == skilling((x, y, z), depth) and swapped == skilling((y, x, z), depth)
+
+
+def test_codes_in_blocks(monkeypatch):
+    grid = torch.randint(0, 2**11, (300, 3), generator=torch.Generator().manual_seed(3))
+    offsets = torch.tensor([0, 100, 300])
+    whole = event_code(grid, offsets, CURVES)
+    monkeypatch.setattr("nufm.ops.serialize.ROWS_PER_BLOCK", 7)
+    assert torch.equal(event_code(grid, offsets, CURVES), whole)
+
+
 def test_serialize_sorts_within_events_and_inverts():
     generator = torch.Generator().manual_seed(1)
     offsets = torch.tensor([0, 40, 40, 41, 100])
