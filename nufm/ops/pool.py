@@ -71,8 +71,9 @@ class Segments:
 
 def _segment_sum(x: Tensor, segments: Segments, mean: bool) -> Tensor:
     # embedding_bag is a gather and a sum per group: on a CPU several times faster than index_add, and unlike it
-    # repeatable on a GPU. Its means of float16 do not overflow where the sum would.
-    return embedding_bag(segments.order, x, segments.starts, mode="mean" if mean else "sum")
+    # repeatable on a GPU. It accumulates in float32, but rounds the sum before it divides: float16 would overflow.
+    wide = x.float() if mean and x.dtype.itemsize == 2 else x
+    return embedding_bag(segments.order, wide, segments.starts, mode="mean" if mean else "sum").to(x.dtype)
 
 
 class _Take(Function):
