@@ -71,6 +71,16 @@ class Cuts:
         return self.lengths.cpu()
 
     @cached_property
+    def n_places(self) -> tuple[int, int]:
+        """P and R."""
+        return tuple(self.host_lengths.sum(1).tolist())
+
+    @cached_property
+    def longest(self) -> tuple[int, int]:
+        """Most queries and most keys in a window."""
+        return tuple(self.host_lengths.amax(1).tolist()) if self.host_lengths.numel() else (0, 0)
+
+    @cached_property
     def pair_offsets(self) -> Tensor:
         """int64 (W+1,): where the query-key pairs of each window begin, the last is their number S."""
         return torch.cat([self.queries.new_zeros(1), self.lengths.prod(0).cumsum(0)])

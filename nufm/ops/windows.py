@@ -182,7 +182,7 @@ class Windows:
             )
         if self.cuts is None:
             object.__setattr__(self, "cuts", Cuts(self.query_boundaries, self.key_boundaries))
-            n_queries, n_places = self.cuts.host_lengths.sum(1).tolist()
+            n_queries, n_places = self.cuts.n_places
             expected = self.n_keys if self.key_rows is None else len(self.key_rows)
             if (n_queries, n_places) != (self.n_queries, expected):
                 raise ValueError(
@@ -206,7 +206,7 @@ class Windows:
     def of_layout(cls, layout: WindowLayout) -> Windows:
         """Windows of serialized points, rows in serialized order."""
         cuts = Cuts(layout.query_boundaries, layout.key_boundaries)
-        n = int(cuts.host_lengths[0].sum())
+        n = cuts.n_places[0]
         return cls(layout.query_boundaries, layout.key_boundaries, None, layout.gather, n, n, 2, cuts)
 
     def of_points(self, points: Tensor) -> Windows:

@@ -50,9 +50,8 @@ class Shape(NamedTuple):
         else:
             queries = 128 if width <= 64 and not (backward or with_bias) else 64
             keys = 32 if with_bias else 64
-        longest = cuts.host_lengths.amax(1).tolist()
         queries, keys = (
-            max(16, min(edge, triton.next_power_of_2(n))) for edge, n in zip((queries, keys), longest, strict=True)
+            max(16, min(edge, triton.next_power_of_2(n))) for edge, n in zip((queries, keys), cuts.longest, strict=True)
         )
         return cls(queries, keys, 8 if width > (32 if exact else 64) else 4, 2)
 
@@ -95,7 +94,7 @@ class _Attention(Function):
         ctx.save_for_backward(q, k, v, bias, out, lse)
         shape, edges = _edges(ctx, q, v, bias, backward=False)
         tiles = _tiles(windows.cuts, 0, shape.queries)
-        grid = (len(tiles[0]), heads)
+        grid = (len(tiles[0]) * heads,)
         forward_kernel[grid](q, k, v, bias, out, lse, *_lists(ctx, bias), *tiles, *_numbers(ctx, q, k, v), **edges)
         return out
 
@@ -111,14 +110,14 @@ class _Attention(Function):
         dq = torch.empty_like(q, memory_format=torch.contiguous_format)
         dbias = torch.empty_like(bias) if ctx.needs_input_grad[5] else None
         tiles = _tiles(windows.cuts, 0, shape.queries)
-        query_grad_kernel[(len(tiles[0]), heads)](
+        query_grad_kernel[(len(tiles[0]) * heads,)](
             q, k, v, bias, out, grad, lse, delta, dq, dbias, *lists, *tiles, *numbers, **edges
         )
         # One row for each place of a key, of both gradients: a row of k that stands in several is summed afterwards.
         n_places = len(k) if windows.key_rows is None else len(windows.key_rows)
         both = k.new_empty(n_places, heads * (width + value_width))
         tiles = _tiles(windows.cuts, 1, shape.keys)
-        key_grad_kernel[(len(tiles[0]), heads)](
+        key_grad_kernel[(len(tiles[0]) * heads,)](
             q, k, v, bias, grad, lse, delta, both, both[:, heads * width :], *lists, *tiles, *numbers, **edges
         )
         if windows.keys is not None:
@@ -152,15 +151,16 @@ def _lists(ctx, bias: Tensor | None) -> tuple[Tensor | None, ...]:
 
 def _numbers(ctx, q: Tensor, k: Tensor, v: Tensor) -> tuple[int | float, ...]:
     strides = (s for x in (q, k, v) for s in x.stride()[:2])
-    return len(q), ctx.windows.cuts.n_pairs, ctx.scale, *strides
+    return q.shape[1], len(q), ctx.windows.cuts.n_pairs, ctx.scale, *strides
 
 
 def _refuses(q: Tensor, k: Tensor, v: Tensor, windows: Windows, scale: float, bias: Tensor | None) -> str | None:
     widest = max(q.shape[2], v.shape[2])
     if widest > MAX_WIDTH:
         return f"up to {MAX_WIDTH} channels per head, found {widest}"
-    if q.shape[1] >= 2**16:
-        return f"{q.shape[1]} heads exceed the 65535 rows of a launch"
+    tiles = max(windows.cuts.n_places) // 16 + len(windows.query_boundaries)  # at most: none is shorter than 16
+    if tiles * q.shape[1] >= 2**31:
+        return f"{tiles} tiles of {q.shape[1]} heads exceed the 2^31 programs of a launch"
     tensors = (q, k, v) if bias is None else (q, k, v, bias)
     return float_refusal(q, k, v) or device_refusal(*tensors, windows.query_boundaries)
 
@@ -180,7 +180,7 @@ def specimens() -> list[Specimen]:
     long = ("query_rows", "key_rows", "query_boundaries", "key_boundaries", "pair_offsets")
     types = {name: "*i64" for name in long}
     types |= {"tile_window": "*i32", "tile_first": "*i32", "lse": "*fp32", "delta": "*fp32"}
-    types |= {name: "i32" for name in (*SIZES, "q_row", "q_head", "k_row", "k_head", "v_row", "v_head")}
+    types |= {name: "i32" for name in (*SIZES, "heads", "q_row", "q_head", "k_row", "k_head", "v_row", "v_head")}
     types["scale"] = "fp32"
     made = []
     cases = (

@@ -25,6 +25,13 @@ def _dot(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _owner(heads):
+    """Tile and head of this program. Heads of one tile run side by side: their channels share lines of the cache."""
+    program = tl.program_id(0)
+    return program // heads, (program % heads).to(tl.int64)
+
+
+@triton.jit
 def _extent(boundaries, window):
     """First place of a window, int64, and how many it has, int32."""
     begin = tl.load(boundaries + window)
@@ -68,6 +75,7 @@ def forward_kernel(
     pair_offsets,  # *i64 (W+1,) or None
     tile_window,  # *i32 (T,)
     tile_first,  # *i32 (T,) first query of the tile, counted within its window
+    heads,
     n_places,
     n_pairs,
     scale,
@@ -85,8 +93,7 @@ def forward_kernel(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    tile = tl.program_id(0)
-    head = tl.program_id(1).to(tl.int64)
+    tile, head = _owner(heads)
     window = tl.load(tile_window + tile).to(tl.int64)
     query_begin, n_queries = _extent(query_boundaries, window)
     key_begin, n_keys = _extent(key_boundaries, window)
@@ -123,7 +130,6 @@ def forward_kernel(
 
     has_none = total == 0
     total = tl.where(has_none, 1.0, total)
-    heads = tl.num_programs(1)
     _store(out, mixed / total[:, None], row, is_query, heads * DV, head * DV, DV, BLOCK_DV)
     logarithm = tl.where(has_none, 0.0, highest + tl.log2(total))
     tl.store(lse + head * n_places + place, logarithm, mask=is_query)
@@ -148,6 +154,7 @@ def query_grad_kernel(
     pair_offsets,
     tile_window,
     tile_first,
+    heads,
     n_places,
     n_pairs,
     scale,
@@ -165,9 +172,7 @@ def query_grad_kernel(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    tile = tl.program_id(0)
-    head = tl.program_id(1).to(tl.int64)
-    heads = tl.num_programs(1)
+    tile, head = _owner(heads)
     window = tl.load(tile_window + tile).to(tl.int64)
     query_begin, n_queries = _extent(query_boundaries, window)
     key_begin, n_keys = _extent(key_boundaries, window)
@@ -222,6 +227,7 @@ def key_grad_kernel(
     pair_offsets,
     tile_window,
     tile_first,  # *i32 (T,) first key of the tile, counted within its window
+    heads,
     n_places,
     n_pairs,
     scale,
@@ -239,9 +245,7 @@ def key_grad_kernel(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    tile = tl.program_id(0)
-    head = tl.program_id(1).to(tl.int64)
-    heads = tl.num_programs(1)
+    tile, head = _owner(heads)
     window = tl.load(tile_window + tile).to(tl.int64)
     query_begin, n_queries = _extent(query_boundaries, window)
     key_begin, n_keys = _extent(key_boundaries, window)
