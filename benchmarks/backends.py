@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from measure import Call, settled
@@ -41,3 +43,13 @@ def runnable(calls: Mapping[str, Call], device: torch.device) -> tuple[dict[str,
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     return expected, failed
+
+
+@contextmanager
+def listed(errors: list[str]) -> Iterator[None]:
+    """What goes wrong inside is printed and listed, and stops nothing."""
+    try:
+        yield
+    except Exception as error:
+        traceback.print_exc()
+        errors.append(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")

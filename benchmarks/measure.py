@@ -82,7 +82,7 @@ def affordable(expected: Iterable[float], budget: float, most: int) -> int:
     """Repeats of calls that take ``expected`` seconds: ``most``, or as many as ``budget`` seconds allow, but three;
     one where a round takes longer than ten seconds."""
     round_ = max(sum(expected), 1e-9)
-    return min(most, max(int(budget / round_), 3 if round_ < 10 else 1))
+    return min(most, max(int(min(budget / round_, most)), 3 if round_ < 10 else 1))
 
 
 def interleaved(calls: Mapping[str, Call], device: torch.device, repeats: int, warmup: int = 0) -> dict[str, Timing]:

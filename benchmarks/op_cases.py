@@ -194,6 +194,8 @@ def panda(setting: Setting, stages: list[Points]) -> Iterator[Build]:
     for s, (level, c, h) in enumerate(zip(stages, PANDA_CHANNELS, PANDA_HEADS, strict=True)):
         yield lambda level=level, c=c, s=s: submanifold(setting, level, c, c, f"stage {s}: submanifold 3³, {c} → {c}")
         yield lambda level=level, h=h, s=s: attention(setting, level, h, f"stage {s}: attention, {h} heads of 16")
+        if s == 2:  # Panda has none; others do (relative positions)
+            yield lambda level=level, h=h: attention(setting, level, h, f"the same with a bias, {h} heads", bias=True)
         if s + 1 < len(stages):
             into = PANDA_CHANNELS[s + 1]
             yield lambda level=level, c=into, s=s: pooling(

@@ -120,8 +120,9 @@ def markdown(report: dict) -> str:
     for row in rows:
         if "not_measured" in row:
             skipped.setdefault((row["backend"], row["not_measured"]), set()).add(row["op"])
-    if skipped:
+    if skipped or report["errors"]:
         lines += ["", "## Not measured", ""]
+        lines += [f"- a case that ended with {error}" for error in report["errors"]]
         lines += [f"- {backend} ({', '.join(sorted(ops))}): {why}" for (backend, why), ops in sorted(skipped.items())]
     return "\n".join(lines) + "\n"
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from backends import guarded, runnable
+from backends import guarded, listed, runnable
 from measure import Call, Machine, affordable, default_device, interleaved, peak_bytes, result_name, short, state, table
 from record import RESULTS, provenance
 from samples import SEED, Points, events_of_sizes, pack
@@ -177,7 +177,8 @@ def markdown(report: dict) -> str:
                 body.append(row)
         lines += ["", f"## {label[0].upper()}{label[1:]}, {unit}", "", *table(head, body)]
     reasons = {(r["backend"], r["not_measured"]) for r in rows if "not_measured" in r}
-    lines += ["", *(f"Not measured: {backend}: {why}." for backend, why in sorted(reasons))]
+    lines += ["", *(f"- not measured: {backend}: {why}" for backend, why in sorted(reasons))]
+    lines += [f"- not measured: a case that ended with {error}" for error in report["errors"]]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -200,11 +201,12 @@ def main() -> None:
     pace = (20, 30, float("inf")) if on_gpu else (2, 10, 8.0)
     pace = (1, 3, 1.0) if args.quick else pace
     machine = Machine.measure(device, torch.bfloat16 if on_gpu else torch.float32)
-    rows = []
+    rows, errors = [], []
     for network in networks:
         for batch in batches:
             print(f"{network}, batch {batch}", flush=True)
-            rows += measure(network, batch, device, pace)
+            with listed(errors):
+                rows.extend(measure(network, batch, device, pace))
     report = {
         **provenance(),
         "data": "simulated by nufm",
@@ -212,6 +214,7 @@ def main() -> None:
         "precision": "bf16 autocast, TF32" if on_gpu else "float32",
         "repeats": f"{pace[0]} warm-ups and at most {pace[1]} timed calls",
         "machine": machine.as_dict(),
+        "errors": errors,
         "rows": rows,
     }
     text = markdown(report)

@@ -67,6 +67,7 @@ def test_calls_take_turns():
 
 def test_affordable_repeats():
     assert measure.affordable([0.01, 0.01], 1.0, 30) == 30
+    assert measure.affordable([9.0], float("inf"), 30) == 30
     assert measure.affordable([0.1, 0.1], 1.0, 30) == 5
     assert measure.affordable([2.0, 1.0], 1.0, 30) == 3
     assert measure.affordable([11.0], 1.0, 30) == 1
@@ -201,6 +202,13 @@ def test_a_backend_that_fails_stops_nothing():
 
     expected, failed = backends.runnable({"spconv": broken, "torch": lambda: None}, CPU)
     assert set(expected) == {"torch"} and failed == {"spconv": "RuntimeError: misaligned address"}
+
+
+def test_an_unattended_run_goes_on():
+    errors: list[str] = []
+    with backends.listed(errors):
+        raise RuntimeError("device lost")
+    assert errors == ["RuntimeError: device lost"]
 
 
 def row(backend: str, ms: float, **more: object) -> dict:
