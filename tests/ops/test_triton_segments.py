@@ -150,3 +150,36 @@ def test_double_precision_is_refused():
             segment_reduce(x, index, 1, reduce)
         with use_backend("triton", "torch"):
             assert segment_reduce(x, index, 1, reduce).item() == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_on_another_than_the_current_gpu():
+    x = torch.ones(100, 3, device="cuda:1", requires_grad=True)
+    index = torch.zeros(100, dtype=torch.int64, device="cuda:1")
+    with torch.cuda.device(0), use_backend("triton"):
+        out = segment_reduce(x, index, 1, "max")
+        out.sum().backward()
+    assert out.tolist() == [[1.0] * 3]
+    torch.testing.assert_close(x.grad, torch.full_like(x, 0.01))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_properties(0).total_memory < 40 * 2**30,
+    reason="needs a GPU of 40 GiB",
+)
+@pytest.mark.parametrize("reduce", ["sum", "max"])
+def test_more_numbers_than_32_bits_count(reduce):
+    n, channels = 2**25 + 7, 64
+    index = torch.arange(n, device="cuda") // 2**20
+    x = torch.zeros(n, channels, dtype=torch.bfloat16, device="cuda")
+    x[-1] = 1
+    x.requires_grad_()
+    groups = int(index[-1]) + 1
+    with use_backend("triton"):
+        out = segment_reduce(x, index, groups, reduce)
+        out.backward(torch.ones_like(out))
+    assert (out[-1] == 1).all() and out[:-1].count_nonzero() == 0
+    assert (x.grad[-1] == 1).all()
+    assert (x.grad[-2] == (1 if reduce == "sum" else 0)).all()
