@@ -39,16 +39,18 @@ class Shape(NamedTuple):
     stages: int
 
     @classmethod
-    def of(cls, cuts: Cuts, width: int, exact: bool, backward: bool, with_bias: bool) -> Shape:
+    def of(cls, cuts: Cuts, width: int, itemsize: int, exact: bool, backward: bool, with_bias: bool) -> Shape:
         """Tiles that the registers of a compute capability 9.0 hold, no longer than the longest window asks for.
 
         Args:
+            width: most channels per head.
+            itemsize: bytes of a channel.
             exact: products of float32, which have no tensor cores: their operands lie in registers.
         """
         if exact:
             queries, keys = (16 if width > 64 and backward else 32), 32
         else:
-            queries = 128 if width <= 64 and not (backward or with_bias) else 64
+            queries = 128 if width * itemsize <= 128 and not (backward or with_bias) else 64
             keys = 32 if with_bias else 64
         queries, keys = (
             max(16, min(edge, triton.next_power_of_2(n))) for edge, n in zip((queries, keys), cuts.longest, strict=True)
@@ -130,7 +132,7 @@ class _Attention(Function):
 def _edges(ctx, q: Tensor, v: Tensor, bias: Tensor | None, backward: bool) -> tuple[Shape, dict[str, int | str]]:
     width, value_width = q.shape[2], v.shape[2]
     exact = q.dtype == torch.float32 and ctx.precision == "ieee"
-    shape = Shape.of(ctx.windows.cuts, max(width, value_width), exact, backward, bias is not None)
+    shape = Shape.of(ctx.windows.cuts, max(width, value_width), q.element_size(), exact, backward, bias is not None)
     return shape, {
         "D": width,
         "DV": value_width,
@@ -196,7 +198,8 @@ def specimens() -> list[Specimen]:
         types |= {name: data for name in ("q", "k", "v", "out", "grad", "dq", "dk", "dv", "bias", "dbias")}
         for kernel in (forward_kernel, query_grad_kernel, key_grad_kernel):
             exact = data == "*fp32" and precision == "ieee"
-            shape = Shape.of(cuts, width, exact, kernel is not forward_kernel, with_bias)
+            itemsize = 4 if data == "*fp32" else 2
+            shape = Shape.of(cuts, width, itemsize, exact, kernel is not forward_kernel, with_bias)
             constants = {"D": width, "DV": width, "BLOCK_D": _block(width), "BLOCK_DV": _block(width)}
             constants |= {"BLOCK_M": shape.queries, "BLOCK_N": shape.keys, "PRECISION": precision}
             if not with_bias:
