@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nufm.ops.attention import Windows, window_layout, windowed_attention
 from nufm.ops.kernel_map import KernelMap, strided_map, submanifold_map
+from nufm.ops.neighbors import nearest
 from nufm.ops.points import ball_query, k_nearest
 from nufm.ops.pool import pool_cells, segment_reduce
 from nufm.ops.sampling import centrality_nms, farthest_points
@@ -170,6 +171,7 @@ def in_space(level: Points) -> Iterator[Build]:
     """Searches and samples among all voxels, the tokens of PoLAr-MAE."""
     x, offsets = level.grid.float(), level.offsets
     for op, name, call in (
+        ("nearest", "nearest key within 2 voxels", lambda: nearest(x + 0.25, offsets, x, offsets, 2.0)),
         ("k_nearest", f"{NEIGHBOURS} nearest neighbours", lambda: k_nearest(x, offsets, x, offsets, NEIGHBOURS)),
         (
             "ball_query",

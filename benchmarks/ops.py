@@ -123,6 +123,7 @@ def encoder(device: torch.device, pace: Pace) -> Iterator[dict]:
         wanted["classic"] = "spconv,flash_attn,torch_scatter,torch"
     about = {"section": "encoder", "op": "encoder", "case": f"Panda's encoder, {name}", "points": len(batch.feat)}
     for label, call in ((FORWARD, inference), (BOTH, training)):
+        model.train(label == BOTH)
         with counting(model) as count:
             call()
         calls = {key: guarded(call, value) for key, value in wanted.items()}

@@ -6,6 +6,7 @@ run in small.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nufm.data.event import Event
 from nufm.models.heads import PrototypeHead
+from nufm.models.ptv3 import PointTransformerV3
 from nufm.ops.attention import Windows, window_layout
 from nufm.ops.kernel_map import strided_map, submanifold_map
 
@@ -177,7 +179,10 @@ def started(monkeypatch, script, *arguments: str) -> None:
 
 
 def test_ops_in_small(tracks, monkeypatch, tmp_path, capsys):
-    wanted = ["segment_max", "sparse_conv", "curve_code"]
+    wanted = ["segment_max", "sparse_conv", "curve_code", "encoder"]
+    small = functools.partial(PointTransformerV3, depths=(1, 1), channels=(8, 16), heads=(1, 2))
+    monkeypatch.setattr(ops, "PointTransformerV3", small)
+    monkeypatch.setattr(ops, "genuine", lambda: tracks[3])
     monkeypatch.setattr(op_cases, "PANDA_CHANNELS", (4, 4, 4, 4, 4))
     monkeypatch.setattr(op_cases, "URESNET_CHANNELS", (4, 4))
     arguments = ("--quick", "--device", "cpu", "--sizes", "100", "1000", "--out", str(tmp_path), "--ops", *wanted)
@@ -185,14 +190,15 @@ def test_ops_in_small(tracks, monkeypatch, tmp_path, capsys):
     report = json.loads((tmp_path / "ops_cpu.json").read_text())
     assert {"commit", "hardware", "seed", "data"} <= set(report)
     done = [r for r in report["rows"] if "ms" in r]
-    assert {r["op"] for r in done} == set(wanted) and {r["backend"] for r in done} == {"torch"}
+    assert {r["op"] for r in done} == set(wanted) and {r["backend"] for r in done} == {"torch", "auto"}
     assert all(r["ms"] > 0 and r["peak_bytes"] > 0 and r["repeats"] >= 3 for r in done)
     assert {r["backend"] for r in report["rows"] if "not_measured" in r} >= {"triton"}
     both = [r for r in done if r["pass"] == "forward + backward"]
-    assert {r["op"] for r in both} == {"segment_max", "sparse_conv"}
+    assert {r["op"] for r in both} == {"segment_max", "sparse_conv", "encoder"}
     text = (tmp_path / "ops_cpu.md").read_text()
     assert text in capsys.readouterr().out
-    assert text.count("not measured |") >= 7, "a run this small decides no target"
+    assert text.count("not measured |") == 5, "growth and GPU are not decided by a run this small"
+    assert report["errors"] == []
     assert (tmp_path / "ops_cpu.png").stat().st_size > 10_000
 
 
@@ -229,6 +235,22 @@ def test_targets_of_the_ops_are_judged():
     states = [(line[0], line[3], line[4]) for line in op_report.targets({"rows": rows, "machine": machine})]
     assert [s[2] for s in states if s[0] == "CPU"] == ["not measured"] * 4
     assert [s[1:] for s in states if s[0] == "GPU"] == [("1.40 ×", "not met"), ("1.35 ×", "met"), ("1.25", "not met")]
+
+
+def test_growth_is_judged_by_its_worst_op():
+    """Two ops from 1 k to 1 M voxels: time ~ N^0.9 and N, memory ~ N and N^1.2."""
+    rows = []
+    for case, time, memory in (("first", 0.9, 1.0), ("second", 1.0, 1.2)):
+        for n in (1_000, 10_000, 100_000, 1_000_000):
+            cost = {"ms": n**time, "peak_bytes": n**memory}
+            rows.append(row("torch", 1.0, section="growth", op="op", case=case, points=n, size=n) | cost)
+    machine = {"device": "CPU", "dtype": "float32", "flop_per_s": 1e12, "bytes_per_s": 1e12}
+    lines = op_report.targets({"rows": rows, "machine": machine})
+    judged = {line[1].split(" of ")[1].split(",")[0]: (line[1].split("largest: ")[1], *line[3:]) for line in lines[2:4]}
+    assert judged["time"] == ("second, forward + backward", "1.00", "met")
+    assert judged["memory"] == ("second, forward + backward", "1.20", "not met")
+    part = op_report.targets({"rows": rows[:3], "machine": machine})
+    assert [line[4] for line in part[2:4]] == ["not measured"] * 2, "the series is not complete"
 
 
 def test_sparse_resnet_in_small(tracks, monkeypatch, tmp_path):
