@@ -3,12 +3,12 @@
 Shape legend: N rows read, M rows written, K taps, P pairs, Ci and Co channels; the lists of a map (tiles, entries,
 pieces) are made in :mod:`nufm.ops.backends.triton.conv_plan`.
 
-- ``_convolve_kernel``: a tile of results x output channels; one loop over (tap in use, block of input channels)
+- ``convolve_kernel``: a tile of results x output channels; one loop over (tap in use, block of input channels)
   gathers rows and multiplies them with the weights of the tap. The sum of a result runs over the taps in ascending
   order whatever tile the result is in: it depends on its own pairs only, not on batch mates.
-- ``_scaled_rows_kernel``: few input channels and many taps (patches of one channel): a result is a sum of rows of the
+- ``scaled_rows_kernel``: few input channels and many taps (patches of one channel): a result is a sum of rows of the
   weights, scaled by the inputs.
-- ``_weight_gradient_kernel``: a piece of the pairs of a tap x a block of the matrix; ``_sum_pieces_kernel`` adds the
+- ``weight_gradient_kernel``: a piece of the pairs of a tap x a block of the matrix; ``sum_pieces_kernel`` adds the
   pieces of a tap in order.
 
 Choice of tiles, by reasoning and from compiled code (registers, shared memory), not by timing:
@@ -33,12 +33,17 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from nufm.ops.backends.triton.aot import Specimen
+from nufm.ops.backends.triton.conv_kernels import (
+    convolve_kernel,
+    scaled_rows_kernel,
+    sum_pieces_kernel,
+    weight_gradient_kernel,
+)
 from nufm.ops.backends.triton.conv_plan import MASK_BITS, Pieces, TilePlan, pieces, segment_plan, tile_plan
-from nufm.ops.backends.triton.device import device_refusal, float32_precision, float_refusal, interpreting
+from nufm.ops.backends.triton.device import device_refusal, float32_precision, float_refusal
 from nufm.ops.dispatch import Implementation
 from nufm.ops.kernel_map import KernelMap
 from nufm.ops.sparse_conv import FEW_CHANNELS, Products, differentiable
@@ -48,8 +53,6 @@ PROGRAMS = 1024  # a weight gradient is cut into about as many: several for each
 WORKSPACE_BYTES = 64 * 2**20
 MULTIPROCESSORS = 128  # or so: below as many programs, blocks are made narrower
 LARGEST_INT32 = 2**31 - 1
-# The interpreter multiplies the bits of bfloat16 as if they were integers; products of float32 are the same, exact.
-WIDEN = tl.constexpr(interpreting())
 
 
 class Blocks(NamedTuple):
@@ -64,195 +67,6 @@ class Blocks(NamedTuple):
     @property
     def options(self) -> dict[str, int]:
         return {"num_warps": self.warps, "num_stages": self.stages}
-
-
-@triton.jit
-def _add_product(total, a, b, PRECISION: tl.constexpr):
-    if WIDEN:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, total, input_precision=PRECISION)
-
-
-@triton.jit(do_not_specialize=["n_rows"])
-def _convolve_kernel(
-    feat,  # (N, Ci) contiguous
-    weight,  # (Co, K, Ci) in any order
-    bias,  # (Co,) or None
-    out,  # (M', Co)
-    order,  # *i64 (M',)
-    tiles,  # *i32 (T,)
-    first,  # *i64 (T+1,)
-    entry_tap,  # *i32 (E,)
-    index,  # *i32 (E, ROWS)
-    n_rows,
-    in_channels,
-    out_channels,
-    weight_out,  # strides of the weights
-    weight_tap,
-    weight_in,
-    last_tap,  # K - 1
-    MIRRORED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-):
-    tile = tl.load(tiles + tl.program_id(0))
-    begin = tl.load(first + tile)
-    entries = (tl.load(first + tile + 1) - begin).to(tl.int32)
-    lane = tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_column = column < out_channels
-    depth = tl.arange(0, DEPTH)
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    # One loop instead of two, so that loads of the next tap overlap with products of this one; and what says which
-    # rows to load is itself loaded a step ahead, or the pipeline would spend half of its stages on it.
-    steps = tl.cdiv(in_channels, DEPTH)
-    source = tl.load(index + begin * ROWS + lane, mask=lane < entries * ROWS, other=-1)
-    tap = tl.load(entry_tap + begin, mask=entries > 0, other=0)
-    for i in range(entries * steps):
-        channel = (i % steps) * DEPTH + depth
-        is_channel = channel < in_channels
-        matrix_tap = tap
-        if MIRRORED:
-            matrix_tap = last_tap - tap
-        rows = tl.load(
-            feat + source.to(tl.int64)[:, None] * in_channels + channel[None, :],
-            mask=(source >= 0)[:, None] & is_channel[None, :],
-            other=0.0,
-        )
-        matrix = tl.load(
-            weight + matrix_tap * weight_tap + channel[:, None] * weight_in + column[None, :] * weight_out,
-            mask=is_channel[:, None] & is_column[None, :],
-            other=0.0,
-        )
-        total = _add_product(total, rows, matrix, PRECISION)
-        entry = begin + tl.minimum((i + 1) // steps, entries - 1)
-        source = tl.load(index + entry * ROWS + lane)
-        tap = tl.load(entry_tap + entry)
-    if bias is not None:
-        total += tl.load(bias + column, mask=is_column, other=0.0).to(tl.float32)[None, :]
-    place = tile.to(tl.int64) * ROWS + lane
-    is_row = place < n_rows
-    row = tl.load(order + place, mask=is_row, other=0)
-    at = out + row[:, None] * out_channels + column[None, :]
-    tl.store(at, total.to(out.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
-
-
-@triton.jit
-def _scaled_rows_kernel(
-    feat,  # (N, Ci) contiguous
-    weight,  # (K, Ci, Co) contiguous
-    bias,  # (Co,) or None
-    out,  # (M, Co)
-    first,  # *i64 (M+1,)
-    pair_source,  # *i64 (P,)
-    pair_tap,  # *i32 (P,)
-    in_channels,
-    out_channels,
-    TERMS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    result = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_column = column < out_channels
-    begin = tl.load(first + result)
-    terms = ((tl.load(first + result + 1) - begin) * in_channels).to(tl.int32)
-    total = tl.zeros([COLUMNS], tl.float32)
-    for start in range(0, terms, TERMS):
-        term = start + tl.arange(0, TERMS)
-        is_term = term < terms
-        pair = begin + term // in_channels
-        channel = term % in_channels
-        source = tl.load(pair_source + pair, mask=is_term, other=0)
-        tap = tl.load(pair_tap + pair, mask=is_term, other=0)
-        scale = tl.load(feat + source * in_channels + channel, mask=is_term, other=0.0).to(tl.float32)
-        rows = tl.load(
-            weight + (tap * in_channels + channel)[:, None] * out_channels + column[None, :],
-            mask=is_term[:, None] & is_column[None, :],
-            other=0.0,
-        )
-        total += tl.sum(scale[:, None] * rows.to(tl.float32), 0)
-    if bias is not None:
-        total += tl.load(bias + column, mask=is_column, other=0.0).to(tl.float32)
-    tl.store(out + result * out_channels + column, total.to(out.dtype.element_ty), mask=is_column)
-
-
-@triton.jit
-def _weight_gradient_kernel(
-    grad,  # (M, Co) contiguous
-    feat,  # (N, Ci) contiguous
-    out,  # (Co, K, Ci), or *fp32 (pieces, Co, Ci) if SHARES
-    target,  # *i64 (P,)
-    source,  # *i64 (P,)
-    piece_tap,  # *i32 (pieces,)
-    piece_begin,  # *i64 (pieces,)
-    piece_end,  # *i64 (pieces,)
-    n_taps,
-    identity,  # tap of which pair i is (i, i), or -1
-    in_channels,
-    out_channels,
-    SHARES: tl.constexpr,
-    PRECISION: tl.constexpr,
-    OUTS: tl.constexpr,
-    INS: tl.constexpr,
-    PAIRS: tl.constexpr,
-):
-    piece = tl.program_id(0).to(tl.int64)
-    blocks = tl.cdiv(in_channels, INS)
-    o = (tl.program_id(1) // blocks) * OUTS + tl.arange(0, OUTS)
-    i = (tl.program_id(1) % blocks) * INS + tl.arange(0, INS)
-    is_o = o < out_channels
-    is_i = i < in_channels
-    tap = tl.load(piece_tap + piece)
-    begin = tl.load(piece_begin + piece)
-    pairs = (tl.load(piece_end + piece) - begin).to(tl.int32)
-    total = tl.zeros([OUTS, INS], tl.float32)
-    place = tl.arange(0, PAIRS)
-    listed = tl.where(tap == identity, tl.zeros_like(place), place + 1) > 0
-    written = tl.load(target + begin + place, mask=listed & (place < pairs), other=0)
-    read = tl.load(source + begin + place, mask=listed & (place < pairs), other=0)
-    for start in range(0, pairs, PAIRS):
-        is_pair = start + place < pairs
-        written = tl.where(listed, written, begin + start + place)
-        read = tl.where(listed, read, begin + start + place)
-        left = tl.load(
-            grad + o[:, None] + written[None, :] * out_channels, mask=is_o[:, None] & is_pair[None, :], other=0.0
-        )
-        right = tl.load(
-            feat + read[:, None] * in_channels + i[None, :], mask=is_pair[:, None] & is_i[None, :], other=0.0
-        )
-        total = _add_product(total, left, right, PRECISION)
-        following = start + PAIRS + place
-        written = tl.load(target + begin + following, mask=listed & (following < pairs), other=0)
-        read = tl.load(source + begin + following, mask=listed & (following < pairs), other=0)
-    if SHARES:
-        line = (piece * out_channels + o)[:, None]
-    else:
-        line = (o.to(tl.int64) * n_taps + tap)[:, None]
-    at = out + line * in_channels + i[None, :]
-    tl.store(at, total.to(out.dtype.element_ty), mask=is_o[:, None] & is_i[None, :])
-
-
-@triton.jit
-def _sum_pieces_kernel(
-    shares,  # *fp32 (pieces, Co, Ci)
-    out,  # (Co, K, Ci)
-    first,  # *i32 (K+1,)
-    n_taps,
-    in_channels,
-    size,  # Co Ci
-    BLOCK: tl.constexpr,
-):
-    tap = tl.program_id(0)
-    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < size
-    total = tl.zeros([BLOCK], tl.float32)
-    begin = tl.load(first + tap)
-    for i in range(tl.load(first + tap + 1) - begin):
-        total += tl.load(shares + (begin + i).to(tl.int64) * size + place, mask=inside, other=0.0)
-    line = (place // in_channels).to(tl.int64) * n_taps + tap
-    tl.store(out + line * in_channels + place % in_channels, total.to(out.dtype.element_ty), mask=inside)
 
 
 @cache
@@ -292,7 +106,7 @@ def _gradient_blocks(in_channels: int, out_channels: int, itemsize: int, precisi
 
 
 def _by_rows(in_channels: int, pairs: KernelMap) -> bool:
-    """Whether a convolution is done by ``_scaled_rows_kernel``: a tile would use nearly all of so many taps."""
+    """Whether a convolution is done by ``scaled_rows_kernel``: a tile would use nearly all of so many taps."""
     return in_channels <= FEW_CHANNELS and pairs.taps > MASK_BITS
 
 
@@ -305,7 +119,7 @@ def _convolve(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: KernelMa
         plan = segment_plan(pairs)
         out = feat.new_empty(m, out_channels)
         columns = min(128, max(16, triton.next_power_of_2(out_channels)))
-        _scaled_rows_kernel[(m, triton.cdiv(out_channels, columns))](
+        scaled_rows_kernel[(m, triton.cdiv(out_channels, columns))](
             feat, weight.permute(1, 2, 0).contiguous(), bias, out, plan.first, plan.source, plan.tap,
             in_channels, out_channels, TERMS=16, COLUMNS=columns,
         )  # fmt: skip
@@ -327,7 +141,7 @@ def _convolve_tiles(feat: Tensor, weight: Tensor, bias: Tensor | None, plan: Til
         # be turned around element by element in each program.
         weight = weight.contiguous()
     out = torch.empty(len(plan.order), out_channels, dtype=dtype, device=feat.device)
-    _convolve_kernel[(len(plan.tiles), triton.cdiv(out_channels, blocks.columns))](
+    convolve_kernel[(len(plan.tiles), triton.cdiv(out_channels, blocks.columns))](
         feat, weight, bias, out, plan.order, plan.tiles, plan.first, plan.tap, plan.index,
         len(out), in_channels, out_channels, *weight.stride(), taps - 1,
         MIRRORED=plan.mirrored, PRECISION=precision,
@@ -352,7 +166,7 @@ def _weight_gradient(grad: Tensor, feat: Tensor, pairs: KernelMap) -> Tensor:
     shares = out
     if not cut.single:
         shares = torch.empty(n, out_channels, in_channels, dtype=torch.float32, device=feat.device)
-    _weight_gradient_kernel[(n, matrices)](
+    weight_gradient_kernel[(n, matrices)](
         grad, feat, shares, pairs.target, pairs.source, cut.tap, cut.begin, cut.end,
         taps, -1 if pairs.identity is None else pairs.identity, in_channels, out_channels,
         SHARES=not cut.single, PRECISION=precision,
@@ -360,7 +174,7 @@ def _weight_gradient(grad: Tensor, feat: Tensor, pairs: KernelMap) -> Tensor:
     )  # fmt: skip
     if not cut.single:
         size = out_channels * in_channels
-        _sum_pieces_kernel[(taps, triton.cdiv(size, 1024))](shares, out, cut.first, taps, in_channels, size, BLOCK=1024)
+        sum_pieces_kernel[(taps, triton.cdiv(size, 1024))](shares, out, cut.first, taps, in_channels, size, BLOCK=1024)
     return out
 
 
@@ -419,16 +233,16 @@ def specimens() -> list[Specimen]:
         blocks = _convolve_blocks(rows, 1000, channels, channels, itemsize, precision)
         shape = {"PRECISION": precision, "ROWS": rows, "COLUMNS": blocks.columns, "DEPTH": blocks.depth}
         # Weights as they are, and the permuted ones of an input gradient, whose output channels lie side by side.
-        made.append(_specimen(_convolve_kernel, data, {"weight_in": 1, "MIRRORED": False, **shape}, blocks, channels))
+        made.append(_specimen(convolve_kernel, data, {"weight_in": 1, "MIRRORED": False, **shape}, blocks, channels))
         if channels > 48 and itemsize == 2:
             shape |= {"weight_out": 1, "bias": None}
-            made.append(_specimen(_convolve_kernel, data, {"MIRRORED": True, **shape}, blocks, channels))
+            made.append(_specimen(convolve_kernel, data, {"MIRRORED": True, **shape}, blocks, channels))
         blocks = _gradient_blocks(channels, channels, itemsize, precision)
         shape = {"PRECISION": precision, "OUTS": blocks.rows, "INS": blocks.columns, "PAIRS": blocks.depth}
-        made.append(_specimen(_weight_gradient_kernel, data, {"SHARES": rows == 128, **shape}, blocks, channels))
+        made.append(_specimen(weight_gradient_kernel, data, {"SHARES": rows == 128, **shape}, blocks, channels))
     for data in ("*fp32", "*bf16", "*fp16"):
-        made.append(_specimen(_scaled_rows_kernel, data, {"in_channels": 1, "TERMS": 16, "COLUMNS": 128}, channels=96))
-        made.append(_specimen(_sum_pieces_kernel, data, {"BLOCK": 1024}, channels=48))
+        made.append(_specimen(scaled_rows_kernel, data, {"in_channels": 1, "TERMS": 16, "COLUMNS": 128}, channels=96))
+        made.append(_specimen(sum_pieces_kernel, data, {"BLOCK": 1024}, channels=48))
     return made
 
 
@@ -437,7 +251,7 @@ def _specimen(kernel, data: str, constants: dict, blocks: Blocks | None = None, 
     types |= {name: "*i64" for name in ("order", "first", "target", "source", "piece_begin", "piece_end")}
     types |= {name: "*i32" for name in ("tiles", "entry_tap", "index", "pair_tap", "piece_tap")}
     types |= {"pair_source": "*i64"}
-    if kernel is _sum_pieces_kernel:
+    if kernel is sum_pieces_kernel:
         types["first"] = "*i32"
     if constants.get("SHARES"):
         types["out"] = "*fp32"

@@ -239,9 +239,10 @@ def _is_mirrored(pairs: KernelMap, opposite: TilePlan) -> bool:
     tile = torch.arange(len(opposite.tiles), device=device).repeat_interleave(
         opposite.first.diff(), output_size=opposite.entries
     )
-    slots, slot = tile * taps + opposite.tap, place // opposite.rows * taps + taps - 1 - tap
-    entry = torch.searchsorted(slots, slot).clamp_(max=max(len(slots) - 1, 0))
-    found = (slots[entry] == slot) & (opposite.index[entry, place % opposite.rows] == pairs.source)
+    entries = torch.full((len(opposite.tiles) * taps,), -1, device=device)
+    entries[tile * taps + opposite.tap] = torch.arange(opposite.entries, device=device)
+    entry = entries[place // opposite.rows * taps + taps - 1 - tap]
+    found = (entry >= 0) & (opposite.index[entry, place % opposite.rows] == pairs.source)
     return bool(found.all())
 
 
