@@ -116,7 +116,9 @@ def tile_plan(pairs: KernelMap, opposite: TilePlan | None = None) -> TilePlan:
         if opposite is not None and _is_mirrored(pairs, opposite):
             plans.tiles = replace(opposite, mirrored=True)
         else:
-            plans.tiles = _make_tiles(pairs)
+            # In the order of a mirrored plan wherever there could be one: whether an event shares cells must not change
+            # the rounding of the others.
+            plans.tiles = _make_tiles(pairs, mirrored=opposite is not None and pairs.identity is not None)
     return plans.tiles
 
 
@@ -140,8 +142,10 @@ def pieces(pairs: KernelMap, most: int) -> Pieces:
     return plans.pieces[most]
 
 
-def _make_tiles(pairs: KernelMap) -> TilePlan:
+def _make_tiles(pairs: KernelMap, mirrored: bool) -> TilePlan:
     source, target, tap = _pair_lists(pairs)
+    if mirrored:
+        tap = pairs.taps - 1 - tap
     m = pairs.n_target
     plan = _tiles(source, target, tap, m, pairs.taps)
     if plan is None:
@@ -149,7 +153,7 @@ def _make_tiles(pairs: KernelMap) -> TilePlan:
         plan = _tiles(source, row, tap, m + len(extra), pairs.taps)
         assert plan is not None, "no row of the product reads twice through one tap"
         plan = replace(plan, extra=Segments(extra, m))
-    return plan
+    return replace(plan, mirrored=mirrored)
 
 
 def _pair_lists(pairs: KernelMap) -> tuple[Tensor, Tensor, Tensor]:
