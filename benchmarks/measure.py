@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports every start and stop of its own
 
@@ -24,6 +24,7 @@ from torch.autograd.profiler import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], object]
+DECISIVE = ("OMP_", "MKL_", "MALLOC_", "LD_PRELOAD", "NUFM_BACKEND", "PYTORCH_CUDA_ALLOC", "TRITON_", "CUDA_")
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,6 @@ class Timing:
     @property
     def seconds(self) -> float:
         return self.ms / 1e3
-
-    def text(self) -> str:
-        return f"{short(self.ms)} ({short(self.low)}–{short(self.high)})"
 
 
 def default_device() -> torch.device:
@@ -169,23 +167,24 @@ def copy_bandwidth(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured at the beginning of a run: the ceilings its results are set against."""
+    """What was measured at the beginning of a run: the ceilings its results are set against.
+
+    ``environment``: what was set of the variables that decide speed. (At a million voxels the C library's allocator
+    counts: it hands blocks above 32 MB back, and each call pays for fresh pages.)
+    """
 
     device: str
     dtype: str
     flop_per_s: float
     bytes_per_s: float
+    environment: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def measure(cls, device: torch.device, dtype: torch.dtype) -> Machine:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        return cls(name, str(dtype).removeprefix("torch."), matrix_rate(device, dtype), copy_bandwidth(device))
-
-    def text(self) -> str:
-        return (
-            f"{self.device}: {short(self.flop_per_s / 1e9)} GFLOP/s in {self.dtype} matrix products, "
-            f"{short(self.bytes_per_s / 1e9)} GB/s read and written by a copy (both measured in this run)"
-        )
+        variables = {key: value for key, value in os.environ.items() if key.startswith(DECISIVE)}
+        rates = matrix_rate(device, dtype), copy_bandwidth(device)
+        return cls(name, str(dtype).removeprefix("torch."), *rates, variables)
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -206,6 +205,18 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 
 # ---------------------------------------------------------------------- text
+
+
+def about_machine(report: dict) -> str:
+    """One sentence: where a report was measured, and against which ceilings."""
+    machine = report["machine"]
+    settings = ", ".join(f"{key}={value}" for key, value in sorted(machine["environment"].items()))
+    return (
+        f"{report['hardware']}, {report['threads']} threads{', ' if settings else ''}{settings}: "
+        f"{short(machine['flop_per_s'] / 1e9)} GFLOP/s in {machine['dtype']} matrix products, "
+        f"{short(machine['bytes_per_s'] / 1e9)} GB/s read and written by a copy, both measured in this run. "
+        f"Commit {report['commit'][:10]}, seed {report['seed']}."
+    )
 
 
 def short(value: float) -> str:

@@ -9,7 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from measure import exponent, short, state, table
+from measure import about_machine, exponent, short, state, table
 
 FORWARD, BOTH = "forward", "forward + backward"
 # The two cores on which the published encoder, through a patched CPU build, takes 0.20 s for the genuine event.
@@ -89,10 +89,7 @@ def markdown(report: dict) -> str:
     lines = [
         "# Ops",
         "",
-        f"{report['hardware']}, {report['threads']} threads; {machine['device']}: "
-        f"{short(machine['flop_per_s'] / 1e9)} GFLOP/s in {machine['dtype']} matrix products, "
-        f"{short(machine['bytes_per_s'] / 1e9)} GB/s read and written by a copy, both measured in this run. "
-        f"Commit {report['commit'][:10]}, seed {report['seed']}, {report['events']} (simulated by nufm). "
+        f"{about_machine(report)} {report['events'].capitalize()} (simulated by nufm). "
         "Made by `python benchmarks/ops.py`.",
         "",
         "Times: median (quartiles) of repeats that take turns between the backends; a single one where a call takes "

@@ -28,7 +28,7 @@ import yaml
 from flops import Count, counting
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.profilers import Profiler
-from measure import Machine, Peak, Timing, default_device, result_name, short, state, table
+from measure import Machine, Peak, Timing, about_machine, default_device, result_name, short, state, table
 from record import RESULTS, provenance
 from samples import EVENTS, SEED
 
@@ -190,9 +190,7 @@ def markdown(report: dict) -> str:
     lines = [
         "# A step of Panda's pretraining",
         "",
-        f"{report['hardware']}, {report['threads']} threads; {short(machine['flop_per_s'] / 1e9)} GFLOP/s in "
-        f"{machine['dtype']} matrix products, measured in this run. Commit {report['commit'][:10]}, seed "
-        f"{report['seed']}, events simulated by nufm. Made by `python benchmarks/pretrain_step.py`.",
+        f"{about_machine(report)} Events simulated by nufm. Made by `python benchmarks/pretrain_step.py`.",
         "",
         *table(("where", "what", "at least", "found", "state"), targets(report)),
         "",

@@ -28,7 +28,19 @@ import numpy as np
 import torch
 import yaml
 from backends import guarded, listed, runnable
-from measure import Call, Machine, affordable, default_device, interleaved, peak_bytes, result_name, short, state, table
+from measure import (
+    Call,
+    Machine,
+    about_machine,
+    affordable,
+    default_device,
+    interleaved,
+    peak_bytes,
+    result_name,
+    short,
+    state,
+    table,
+)
 from record import RESULTS, provenance
 from samples import SEED, Points, events_of_sizes, pack
 
@@ -137,16 +149,13 @@ def targets(report: dict) -> list[list[str]]:
 
 def markdown(report: dict) -> str:
     """Published columns beside ours."""
-    rows, machine = report["rows"], report["machine"]
+    rows = report["rows"]
     libraries, backends = PUBLISHED["libraries"], list(dict.fromkeys(r["backend"] for r in rows if "ms" in r))
     lines = [
         "# Sparse ResNet: the public benchmark",
         "",
-        f"Ours: {report['hardware']}, {report['threads']} threads, {report['precision']}, "
-        f"{report['repeats']}. {short(machine['flop_per_s'] / 1e9)} GFLOP/s in {machine['dtype']} matrix products, "
-        f"{short(machine['bytes_per_s'] / 1e9)} GB/s by a copy, measured in this run. Commit {report['commit'][:10]}, "
-        f"seed {report['seed']}, events simulated by nufm. Published: {PUBLISHED['hardware']}, "
-        f"{PUBLISHED['precision']}, PILArNet-M-mini ({PUBLISHED['source']}). "
+        f"Ours: {about_machine(report)} {report['precision']}, {report['repeats']}, events simulated by nufm. "
+        f"Published: {PUBLISHED['hardware']}, {PUBLISHED['precision']}, PILArNet-M-mini ({PUBLISHED['source']}). "
         "Made by `python benchmarks/sparse_resnet.py`.",
         "",
         "Times in ms, median. *maps kept*: kernel maps are there before the clock starts, as published; *maps made*: "

@@ -148,7 +148,7 @@ def tracks(monkeypatch):
     for module in (samples, ops):
         monkeypatch.setattr(module, "simulated", chosen)
     monkeypatch.setattr(samples, "LEAST", 60)
-    machine = measure.Machine("CPU", "float32", 1e11, 1e10)
+    machine = measure.Machine("CPU", "float32", 1e11, 1e10, {"OMP_NUM_THREADS": "1"})
     monkeypatch.setattr(measure.Machine, "measure", classmethod(lambda *_: machine))
     return events
 
@@ -271,7 +271,7 @@ def test_sparse_resnet_in_small(tracks, monkeypatch, tmp_path):
 def test_pretraining_step_in_small(monkeypatch, tmp_path):
     monkeypatch.setenv("NUFM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(pretrain_step, "EVENTS", 4)
-    machine = measure.Machine("CPU", "float32", 1e11, 1e10)
+    machine = measure.Machine("CPU", "float32", 1e11, 1e10, {"OMP_NUM_THREADS": "1"})
     monkeypatch.setattr(measure.Machine, "measure", classmethod(lambda *_: machine))
     arguments = ("--quick", "--device", "cpu", "--events", "1", "--steps", "1", "--workers", "0")
     started(monkeypatch, pretrain_step, *arguments, "--out", str(tmp_path))
