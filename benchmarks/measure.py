@@ -24,7 +24,7 @@ from torch.autograd.profiler import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], object]
-DECISIVE = ("OMP_", "MKL_", "MALLOC_", "LD_PRELOAD", "NUFM_BACKEND", "PYTORCH_CUDA_ALLOC", "TRITON_", "CUDA_")
+DECISIVE = ("OMP_", "GOMP_", "MKL_", "MALLOC_", "LD_PRELOAD", "NUFM_BACKEND", "PYTORCH_CUDA_ALLOC", "TRITON_", "CUDA_")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,11 @@ and list read once and each result written once, in a backward also each gradien
 
 from __future__ import annotations
 
+import os
+
+# As scripts/pretrain.py: before torch loads OpenMP, whose threads else spin for those that another process holds up.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 import argparse
 import json
 from collections.abc import Iterator, Mapping

@@ -14,6 +14,11 @@ itself too, in one process, so that the number of workers a GPU needs can be tol
 
 from __future__ import annotations
 
+import os
+
+# As scripts/pretrain.py: before torch loads OpenMP, whose threads else spin for those that another process holds up.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 import argparse
 import itertools
 import json

@@ -19,6 +19,11 @@ everything is float32 with 2 warm-ups and as many of 10 repeats as fit into a fe
 
 from __future__ import annotations
 
+import os
+
+# As scripts/pretrain.py: before torch loads OpenMP, whose threads else spin for those that another process holds up.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 import argparse
 import json
 from collections.abc import Iterator
