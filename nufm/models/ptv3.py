@@ -100,7 +100,7 @@ class SubmanifoldConv(nn.Module):
     def __init__(self, channels: int, kernel_size: int = 3) -> None:
         super().__init__()
         # Shape (Co, k, k, k, Ci) as released, but tap by tap in memory, as the products read it.
-        self.weight = nn.Parameter(torch.empty(*(kernel_size,) * 3, channels, channels).permute(3, 0, 1, 2, 4))
+        self.weight = nn.Parameter(torch.empty(*(kernel_size,) * 3, channels, channels).permute(4, 0, 1, 2, 3))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, neighbors: KernelMap) -> Tensor:

@@ -62,18 +62,21 @@ def convolve(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: KernelMap
 
 def weight_gradient(grad: Tensor, feat: Tensor, pairs: KernelMap) -> Tensor:
     """The reference of :class:`Products`, without autograd."""
-    # One matrix after the other, like the weights they belong to.
-    out = feat.new_zeros(pairs.taps, grad.shape[1], feat.shape[1])
+    # (K, Ci, Co): one matrix after the other, as the models keep their weights. What no product fills is set to zero.
+    out = feat.new_empty(pairs.taps, feat.shape[1], grad.shape[1])
+    for tap, count in enumerate(pairs.counts):
+        if count == 0 and tap != pairs.identity:
+            out[tap].zero_()
     if feat.shape[1] <= FEW_CHANNELS:
         _sum_scaled_gradients(out, grad, feat, pairs)
     else:
         for group in pairs.groups:
             rows, grads = feat.index_select(0, group.source), grad.index_select(0, group.by_target.index)
             for batch, x, g in _batches(group, rows, grads):
-                torch.bmm(g.transpose(1, 2), x, out=out[batch.slice])
+                torch.bmm(x.transpose(1, 2), g, out=out[batch.slice])
     if pairs.identity is not None:
-        torch.mm(grad.t(), feat, out=out[pairs.identity])
-    return out.transpose(0, 1)
+        torch.mm(feat.t(), grad, out=out[pairs.identity])
+    return out.permute(2, 0, 1)
 
 
 def _matrices(weight: Tensor) -> Tensor:
@@ -109,7 +112,7 @@ def _sum_scaled_gradients(out: Tensor, grad: Tensor, feat: Tensor, pairs: Kernel
     counts = torch.tensor(pairs.counts, device=feat.device)
     starts = counts.cumsum(0) - counts
     for channel, scale in enumerate(feat.index_select(0, pairs.source).t().contiguous()):
-        out[:, :, channel] = embedding_bag(pairs.target, grad, starts, mode="sum", per_sample_weights=scale)
+        out[:, channel] = embedding_bag(pairs.target, grad, starts, mode="sum", per_sample_weights=scale)
 
 
 REFERENCE = Products(convolve, weight_gradient)
