@@ -4,6 +4,7 @@ how both grow with the number of voxels.
     python benchmarks/ops.py               # on a GPU results/ops.*, on a CPU results/ops_cpu.*
     python benchmarks/ops.py --quick       # a minute: a look, written to results only with --out
     python benchmarks/ops.py --ops sparse_conv windowed_attention --sizes 10000 100000
+    python benchmarks/ops.py --dtype float16 --ops sparse_conv --out half   # beside spconv, which has no bfloat16
 
 All calls go through the dispatch table of nufm.ops, each backend forced in turn; backends of a case take turns within
 one run. What depends on coordinates only (kernel maps, windows, segments) is made before the clock starts: making
@@ -28,12 +29,13 @@ import op_cases
 import torch
 from backends import guarded, listed, present, runnable
 from flops import counting
-from measure import Call, Machine, Timing, affordable, default_device, interleaved, peak_bytes, result_name
+from measure import Call, Machine, Timing, affordable, default_device, interleaved, matrix_rate, peak_bytes, result_name
 from op_cases import Build, Case, Setting
 from op_report import BOTH, FORWARD, draw, markdown
 from record import RESULTS, provenance
 from samples import ENERGY_CUT, SEED, genuine, halved, pack, panda_batch, panda_points, simulated
 
+from nufm.machine import keep_freed_memory
 from nufm.models.ptv3 import PointTransformerV3
 from nufm.ops import dispatch
 
@@ -99,7 +101,7 @@ def measure(case: Case, about: dict, device: torch.device, pace: Pace) -> Iterat
     yield from compared(calls, device, pace, about | {"pass": BOTH}, both, lambda: moved)
 
 
-def encoder(device: torch.device, pace: Pace) -> Iterator[dict]:
+def encoder(device: torch.device, dtype: torch.dtype, pace: Pace) -> Iterator[dict]:
     """Panda's encoder, 90.8 million parameters: all ops together, kernel maps and windows made anew each time."""
     on_gpu = device.type == "cuda"
     torch.manual_seed(SEED)
@@ -132,7 +134,11 @@ def encoder(device: torch.device, pace: Pace) -> Iterator[dict]:
         with counting(model) as count:
             call()
         calls = {key: guarded(call, value) for key, value in wanted.items()}
-        yield from compared(calls, device, pace, about | {"pass": label}, count.flops, lambda: 0)
+        # Machines change their pace from minute to minute: the limit of the CPU scales with the rate beside it.
+        rates = [matrix_rate(device, dtype)]
+        rows = list(compared(calls, device, pace, about | {"pass": label}, count.flops, lambda: 0))
+        rates.append(matrix_rate(device, dtype))
+        yield from (row | {"matrix_flop_per_s": sum(rates) / 2} for row in rows)
 
 
 def sections(setting: Setting, sizes: tuple[int, ...], events: int) -> Iterator[tuple[dict, Iterator[Build]]]:
@@ -162,6 +168,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     device: torch.device = args.device
+    if device.type == "cpu":
+        keep_freed_memory()  # as runs do
     torch.manual_seed(SEED)
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as in nufm's runs; nothing on a CPU
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
@@ -185,7 +193,7 @@ def main() -> None:
     # An unattended run ends with what it could measure: a GPU that a kernel has upset fails all that follows.
     if not args.ops or "encoder" in args.ops:
         with listed(errors):
-            rows += encoder(device, Pace(10, 15))
+            rows += encoder(device, dtype, Pace(30, 15))
     for about, builds in sections(setting, sizes, events):
         for build in builds:
             with listed(errors):

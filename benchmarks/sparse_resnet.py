@@ -49,6 +49,7 @@ from measure import (
 from record import RESULTS, provenance
 from samples import SEED, Points, events_of_sizes, pack
 
+from nufm.machine import keep_freed_memory
 from nufm.models.sparse_resnet import SPECS, Level, SparseResNet, make_levels
 from nufm.ops import dispatch
 
@@ -64,8 +65,10 @@ def allocated(device: torch.device, model: torch.nn.Module) -> int:
     return sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
 
 
-def calls_of(model: SparseResNet, energy: torch.Tensor, points: Points, kept: bool) -> dict[str, Call]:
-    """The two passes of the protocol."""
+def calls_of(
+    model: SparseResNet, energy: torch.Tensor, points: Points, kept: bool, half: torch.dtype
+) -> dict[str, Call]:
+    """The two passes of the protocol; autocast to ``half`` on a GPU."""
     device, stages = energy.device, len(model.channels)
     maps = make_levels(points.grid, points.offsets, stages) if kept else None
 
@@ -73,7 +76,7 @@ def calls_of(model: SparseResNet, energy: torch.Tensor, points: Points, kept: bo
         return maps if kept else make_levels(points.grid, points.offsets, stages)
 
     def run() -> torch.Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, half, enabled=device.type == "cuda"):
             return model(energy, levels())[-1]
 
     def forward() -> None:
@@ -101,7 +104,9 @@ def measure(name: str, batch: int, device: torch.device, pace: tuple[int, int, f
             about["state"] = STATES[0 if kept else 1]
 
             def make(backend: str, kept: bool = kept, label: str = label) -> Call:
-                return guarded(calls_of(model, energy, points, kept)[label], backend)
+                # spconv has no bfloat16: under autocast its own layers compute in float16 too.
+                half = torch.float16 if backend == "spconv" else torch.bfloat16
+                return guarded(calls_of(model, energy, points, kept, half)[label], backend)
 
             calls = {backend: make(backend) for backend in (*dispatch.PREFERENCE["sparse_conv"], dispatch.REFERENCE)}
             expected, failed = runnable(calls, device)
@@ -208,6 +213,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     device: torch.device = args.device
+    if device.type == "cpu":
+        keep_freed_memory()  # as runs do
     on_gpu = device.type == "cuda"
     torch.set_float32_matmul_precision("high")
     networks = args.networks or (["small"] if args.quick else list(SPECS) if on_gpu else ["small", "medium"])
@@ -225,7 +232,7 @@ def main() -> None:
         **provenance(),
         "data": "simulated by nufm",
         "seed": SEED,
-        "precision": "bf16 autocast, TF32" if on_gpu else "float32",
+        "precision": "bf16 autocast (spconv: float16), TF32" if on_gpu else "float32",
         "repeats": f"{pace[0]} warm-ups and at most {pace[1]} timed calls",
         "machine": machine.as_dict(),
         "errors": errors,

@@ -79,7 +79,7 @@ class ConvNorm(nn.Module):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         # Shape (Co, 3, 3, 3, Ci), but tap by tap in memory, as the products read it.
-        self.weight = nn.Parameter(torch.empty(3, 3, 3, channels, in_channels).permute(3, 0, 1, 2, 4))
+        self.weight = nn.Parameter(torch.empty(3, 3, 3, in_channels, channels).permute(4, 0, 1, 2, 3))
         # He et al., arXiv 1502.01852, for all 27 taps.
         nn.init.normal_(self.weight, std=(2 / (27 * in_channels)) ** 0.5)
         self.norm = nn.BatchNorm1d(channels)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import conv3d
 
-from nufm.ops.neighbors import neighbor_map
 from nufm.ops.kernel_map import kernel_map, submanifold_map
+from nufm.ops.neighbors import neighbor_map
 from nufm.ops.sparse_conv import submanifold_conv
 
 
