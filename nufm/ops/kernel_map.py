@@ -246,18 +246,22 @@ def strided_map(
 
     # Coarse cells are found by their key; one empty cell lies behind every row, plane and event.
     keys, (stride_event, stride_x, stride_y) = cell_keys(pooling.grid, pooling.offsets, pad=1)
-    strides = torch.tensor([stride_x, stride_y, 1], device=device)
-    event = event_index(offsets, n)
+    event = event_index(offsets, n) * stride_event
     most = pooling.grid.amax(0) + 1 if m else grid.new_zeros(3)
-    low = [(k - 1) // 2 if k > s else 0 for k, s in zip(kernel, step, strict=True)]
+    axes = []  # per axis: (k, N) whether a coarse cell sees the point at this place of its kernel, and its part of the key
+    for axis, (k, s, stride_key) in enumerate(zip(kernel, step, (stride_x, stride_y, 1), strict=True)):
+        # c * stride + place - low = x
+        place = torch.arange(k, device=device)[:, None] - ((k - 1) // 2 if k > s else 0)
+        shifted = grid[:, axis] - place
+        coarse = torch.div(shifted, s, rounding_mode="floor")
+        axes.append(((coarse * s == shifted) & (coarse >= 0) & (coarse < most[axis]), coarse * stride_key))
     sources, targets, counts = [], [], []
-    for taps in itertools.product(*(range(k) for k in kernel)):
-        # c * stride + tap - low = x
-        shifted = grid - grid.new_tensor([t - lo for t, lo in zip(taps, low, strict=True)])
-        coarse = torch.div(shifted, grid.new_tensor(step), rounding_mode="floor")
-        fits = ((coarse * grid.new_tensor(step) == shifted) & (coarse >= 0) & (coarse < most)).all(1)
-        looked = fits.nonzero()[:, 0]
-        key = event[looked] * stride_event + (coarse[looked] * strides).sum(1)
+    for places in itertools.product(*(range(k) for k in kernel)):
+        (x_fits, x_key), (y_fits, y_key), (z_fits, z_key) = (
+            (fits[place], part[place]) for (fits, part), place in zip(axes, places, strict=True)
+        )
+        looked = (x_fits & y_fits & z_fits).nonzero()[:, 0]
+        key = (event + x_key + y_key + z_key)[looked]
         place = torch.searchsorted(keys, key).clamp_(max=max(m - 1, 0))
         found = keys[place] == key
         sources.append(looked[found])
