@@ -33,9 +33,17 @@ def attention_flops(windows: Windows, heads: int, width: int) -> int:
 
 
 class Count:
-    """Model FLOPs so far."""
+    """Model FLOPs so far, of ``linear`` layers, ``convolution`` and ``attention``."""
 
-    flops = 0
+    def __init__(self) -> None:
+        self.parts = {"linear": 0, "convolution": 0, "attention": 0}
+
+    @property
+    def flops(self) -> int:
+        return sum(self.parts.values())
+
+    def clear(self) -> None:
+        self.parts = dict.fromkeys(self.parts, 0)
 
 
 @contextmanager
@@ -48,13 +56,15 @@ def counting(root: nn.Module) -> Iterator[Count]:
 
     def add(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         if isinstance(module, nn.Linear):
-            flops = 2 * args[0].numel() * module.out_features
+            part, flops = "linear", 2 * args[0].numel() * module.out_features
         elif isinstance(module, SubmanifoldConv):
-            flops = conv_flops(args[1], module.weight.shape[4], module.weight.shape[0])
+            channels, in_channels = module.weight.shape[0], module.weight.shape[4]
+            part, flops = "convolution", conv_flops(args[1], in_channels, channels)
         else:
             x, geometry, curve = args
-            flops = attention_flops(geometry.windows[curve], module.heads, x.shape[1] // module.heads)
-        count.flops += flops * (3 if torch.is_grad_enabled() else 1)
+            width = x.shape[1] // module.heads
+            part, flops = "attention", attention_flops(geometry.windows[curve], module.heads, width)
+        count.parts[part] += flops * (3 if torch.is_grad_enabled() else 1)
 
     counted = (nn.Linear, SubmanifoldConv, Attention)
     hooks = [m.register_forward_hook(add) for m in root.modules() if isinstance(m, counted)]

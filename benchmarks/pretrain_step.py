@@ -83,7 +83,7 @@ class Steps(Callback):
         return time.perf_counter()
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        self.count.flops = 0
+        self.count.clear()
         if len(self.ends) == self.warmup + self.steps:
             # The step would free the last gradients itself before it makes new ones; the profiler of a CPU does not
             # see what was allocated before it started being freed.
