@@ -47,7 +47,7 @@ def main() -> None:
     rows = merged(reports)
     text = "\n".join(table(HEAD, rows))
     origins = "; ".join(origin(name, device, report) for (name, device), report in reports.items())
-    (RESULTS / "performance.md").write_text(f"{text}\n\nEvents simulated by nufm. {origins}.\n")
+    (RESULTS / "performance.md").write_text(f"{text}\n\nEvents are simulated by nufm but the genuine one. {origins}.\n")
     first = next(iter(reports.values()))
     content = {key: first[key] for key in ("commit", "hardware", "seed", "data")}
     content |= {"commits": {f"{name} ({device})": report["commit"] for (name, device), report in reports.items()}}

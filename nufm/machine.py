@@ -40,4 +40,6 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False  # another C library
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
-    return bool(mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, 2**31 - 1))
+    # Older versions of glibc take no threshold above 32 MB.
+    kept = mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)
+    return bool(mallopt(trim_threshold, 2**31 - 1) and kept)

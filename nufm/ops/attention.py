@@ -64,7 +64,8 @@ def windowed_attention(
     if windows.cuts.n_pairs == 0:  # no query has a key: 0, and still differentiable in all of them
         inputs = (q, k, v) if bias is None else (q, k, v, bias)
         return q.new_zeros(len(q), q.shape[1], v.shape[2]) + sum(x[:0].sum().to(q.dtype) for x in inputs)
-    return dispatch.run("windowed_attention", attention_reference, q, k, v, windows, scale, bias)
+    with torch.autocast(q.device.type, enabled=False):  # the caller's dtype is that of the products and of the result
+        return dispatch.run("windowed_attention", attention_reference, q, k, v, windows, scale, bias)
 
 
 def attention_reference(

@@ -64,6 +64,7 @@ class KernelMap:
         n_source: number of rows that can be read.
         n_target: number of rows that are written.
         identity: the tap through which every row reads itself, or None.
+        edges: of the kernel, whose taps are counted along its last axis first; None if not known.
     """
 
     source: Tensor
@@ -72,6 +73,7 @@ class KernelMap:
     n_source: int
     n_target: int
     identity: int | None = None
+    edges: tuple[int, int, int] | None = None
     _derived: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -82,7 +84,9 @@ class KernelMap:
     def transposed(self) -> KernelMap:
         """The map of the adjoint: what was read is written. Of a strided map: the way back up."""
         # No link back to this map: a cycle would keep the lists of every batch until garbage is collected.
-        return KernelMap(self.target, self.source, self.counts, self.n_target, self.n_source, self.identity)
+        return KernelMap(
+            self.target, self.source, self.counts, self.n_target, self.n_source, self.identity, self.edges
+        )
 
     @cached_property
     def tap(self) -> Tensor:
@@ -166,7 +170,7 @@ def submanifold_map(grid: Tensor, offsets: Tensor, kernel_size: int = 3) -> Kern
         ValueError: as :func:`nufm.ops.neighbors.neighbor_pairs`.
     """
     source, target, counts = neighbor_pairs(grid, offsets, kernel_size)
-    return KernelMap(source, target, counts, len(grid), len(grid), identity=len(counts) // 2)
+    return KernelMap(source, target, counts, len(grid), len(grid), len(counts) // 2, (kernel_size,) * 3)
 
 
 def kernel_map(neighbors: Tensor) -> KernelMap:
@@ -241,14 +245,16 @@ def strided_map(
         order = torch.argsort(tap, stable=True)
         counts = torch.bincount(tap, minlength=taps)
         return Downsampling(
-            KernelMap(order, pooling.inverse[order], tuple(counts.tolist()), n, m), pooling.grid, pooling.offsets
+            KernelMap(order, pooling.inverse[order], tuple(counts.tolist()), n, m, edges=kernel),
+            pooling.grid,
+            pooling.offsets,
         )
 
     # Coarse cells are found by their key; one empty cell lies behind every row, plane and event.
     keys, (stride_event, stride_x, stride_y) = cell_keys(pooling.grid, pooling.offsets, pad=1)
     event = event_index(offsets, n) * stride_event
     most = pooling.grid.amax(0) + 1 if m else grid.new_zeros(3)
-    axes = []  # per axis: (k, N) whether a coarse cell sees the point at this place of its kernel, and its part of the key
+    axes = []  # of each: (k, N) whether a coarse cell sees the point at a place of its kernel, and the key's part
     for axis, (k, s, stride_key) in enumerate(zip(kernel, step, (stride_x, stride_y, 1), strict=True)):
         # c * stride + place - low = x
         place = torch.arange(k, device=device)[:, None] - ((k - 1) // 2 if k > s else 0)
@@ -267,12 +273,12 @@ def strided_map(
         sources.append(looked[found])
         targets.append(place[found])
         counts.append(len(sources[-1]))
-    pairs = KernelMap(torch.cat(sources), torch.cat(targets), tuple(counts), n, m)
+    pairs = KernelMap(torch.cat(sources), torch.cat(targets), tuple(counts), n, m, edges=kernel)
     return Downsampling(pairs, pooling.grid, pooling.offsets)
 
 
 def _edges(name: str, value: int | Sequence[int]) -> tuple[int, int, int]:
-    edges = (value,) * 3 if isinstance(value, int) else tuple(int(v) for v in value)
-    if len(edges) != 3 or min(edges) < 1:
+    edges = (value,) * 3 if isinstance(value, int) else tuple(value)
+    if len(edges) != 3 or not all(isinstance(edge, int) and edge >= 1 for edge in edges):
         raise ValueError(f"{name} must be one or three integers >= 1, found {value}")
     return edges

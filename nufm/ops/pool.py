@@ -124,8 +124,10 @@ class _Max(Function):
     def backward(ctx, grad: Tensor):
         (is_max,) = ctx.saved_tensors
         with use_backend(*ctx.asked):
-            ties = ctx.segments.sum(is_max.to(grad.dtype)).clamp_(min=1)
-            return _Take.apply(grad / ties, ctx.segments).mul_(is_max), None, None
+            # Not in half precision, which cannot count far.
+            counted = grad.dtype if grad.dtype.itemsize > 2 else torch.float32
+            ties = ctx.segments.sum(is_max.to(counted)).clamp_(min=1)
+            return _Take.apply((grad / ties).to(grad.dtype), ctx.segments).mul_(is_max), None, None
 
 
 def _amax(x: Tensor, segments: Segments) -> Tensor:

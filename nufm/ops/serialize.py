@@ -40,10 +40,12 @@ def check_packed(
             f"offsets of '{name}' must be int64 (B+1,) from 0 to N, "
             f"found shape {tuple(offsets.shape)} {offsets.dtype}"
         )
-    if offsets.device.type == "cpu" and int(offsets[-1]) != len(
-        rows
-    ):  # elsewhere the check would wait for the device
+    if offsets.device.type != "cpu":
+        return  # a look at the values would wait for the device
+    if int(offsets[-1]) != len(rows):
         raise ValueError(f"offsets of '{name}' end at {int(offsets[-1])}, but there are {len(rows)} rows")
+    if int(offsets[0]) != 0 or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"offsets of '{name}' must begin at 0 and never fall, found {offsets.tolist()[:10]} …")
 
 
 def event_index(offsets: Tensor, n: int) -> Tensor:
@@ -64,7 +66,7 @@ def quantize(coord: Tensor, offsets: Tensor, size: float) -> Tensor:
         int64 (N, 3), ``floor(coord / size)`` minus its minimum over the event.
 
     Raises:
-        ValueError: ``coord`` is not a floating (N, 3) tensor, or ``size`` is not positive.
+        ValueError: ``coord`` is not a floating (N, 3) tensor of finite numbers, or ``size`` is not positive.
     """
     check_packed(coord, offsets, "coord", dtype=None)
     if not coord.is_floating_point():
@@ -73,7 +75,12 @@ def quantize(coord: Tensor, offsets: Tensor, size: float) -> Tensor:
         )
     if not size > 0:
         raise ValueError(f"the cell edge must be > 0, found {size}")
-    cell = torch.floor(coord / size).long()
+    cell = torch.floor(coord / size)
+    # NaN fails the comparison too. Beyond 2^53 neighbouring cells could not be told apart.
+    if not bool((cell.abs() < 2**53).all()):
+        row = int((~(cell.abs() < 2**53)).any(1).nonzero()[0])
+        raise ValueError(f"row {row} of 'coord' is {coord[row].tolist()}: not finite, or too far for cells of {size}")
+    cell = cell.long()
     event = event_index(offsets, len(coord))[:, None].expand(-1, 3)
     low = cell.new_zeros(len(offsets) - 1, 3).scatter_reduce(0, event, cell, "amin", include_self=False)
     return cell - low.gather(0, event)

@@ -12,6 +12,7 @@ result. Strided and transposed convolutions differ in the map only (:mod:`nufm.o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import embedding_bag
 
-from nufm.ops import dispatch
+from nufm.ops.dispatch import preference, run, use_backend
 from nufm.ops.kernel_map import KernelMap, TapGroup, kernel_map
 
 # Up to this many input channels a result is a sum of rows of the weights, scaled by the inputs: no matrix products,
@@ -41,6 +42,9 @@ class Products(NamedTuple):
 
 def convolve(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: KernelMap) -> Tensor:
     """The reference of :class:`Products`, without autograd."""
+    if feat.dtype.itemsize < 4:  # the sum over taps is rounded once, as kernels do it
+        bias = bias if bias is None else bias.float()
+        return convolve(feat.float(), weight.float(), bias, pairs).to(feat.dtype)
     weight = _matrices(weight)
     if pairs.identity is not None:
         centre = weight[pairs.identity].t()
@@ -62,6 +66,8 @@ def convolve(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: KernelMap
 
 def weight_gradient(grad: Tensor, feat: Tensor, pairs: KernelMap) -> Tensor:
     """The reference of :class:`Products`, without autograd."""
+    if feat.dtype.itemsize < 4:
+        return weight_gradient(grad.float(), feat.float(), pairs).to(feat.dtype)
     # (K, Ci, Co): one matrix after the other, as the models keep their weights. What no product fills is set to zero.
     out = feat.new_empty(pairs.taps, feat.shape[1], grad.shape[1])
     for tap, count in enumerate(pairs.counts):
@@ -124,17 +130,18 @@ class _Convolve(Function):
     @staticmethod
     def forward(ctx, feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: KernelMap, products: Products):
         ctx.save_for_backward(feat, weight)
-        ctx.pairs, ctx.products = pairs, products
+        ctx.pairs, ctx.products, ctx.asked = pairs, products, preference()
         return products.convolve(feat, weight, bias, pairs)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         feat, weight = ctx.saved_tensors
         grad_feat = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_feat = _Convolve.apply(grad, weight.permute(2, 1, 0), None, ctx.pairs.transposed, ctx.products)
-        if ctx.needs_input_grad[1]:
-            grad_weight = _WeightGradient.apply(grad, feat, ctx.pairs, ctx.products)
+        with use_backend(*ctx.asked):  # the sums within; autograd's threads know nothing of a forced backend
+            if ctx.needs_input_grad[0]:
+                grad_feat = _Convolve.apply(grad, weight.permute(2, 1, 0), None, ctx.pairs.transposed, ctx.products)
+            if ctx.needs_input_grad[1]:
+                grad_weight = _WeightGradient.apply(grad, feat, ctx.pairs, ctx.products)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0)
         return grad_feat, grad_weight, grad_bias, None, None
@@ -146,17 +153,18 @@ class _WeightGradient(Function):
     @staticmethod
     def forward(ctx, grad: Tensor, feat: Tensor, pairs: KernelMap, products: Products):
         ctx.save_for_backward(grad, feat)
-        ctx.pairs, ctx.products = pairs, products
+        ctx.pairs, ctx.products, ctx.asked = pairs, products, preference()
         return products.weight_gradient(grad, feat, pairs)
 
     @staticmethod
     def backward(ctx, cotangent: Tensor):
         grad, feat = ctx.saved_tensors
         to_grad = to_feat = None
-        if ctx.needs_input_grad[0]:
-            to_grad = _Convolve.apply(feat, cotangent, None, ctx.pairs, ctx.products)
-        if ctx.needs_input_grad[1]:
-            to_feat = _Convolve.apply(grad, cotangent.permute(2, 1, 0), None, ctx.pairs.transposed, ctx.products)
+        with use_backend(*ctx.asked):
+            if ctx.needs_input_grad[0]:
+                to_grad = _Convolve.apply(feat, cotangent, None, ctx.pairs, ctx.products)
+            if ctx.needs_input_grad[1]:
+                to_feat = _Convolve.apply(grad, cotangent.permute(2, 1, 0), None, ctx.pairs.transposed, ctx.products)
         return to_grad, to_feat, None, None
 
 
@@ -185,21 +193,21 @@ def sparse_conv(feat: Tensor, pairs: KernelMap, weight: Tensor, bias: Tensor | N
     Raises:
         ValueError: shapes that do not fit together, or mixed dtypes.
     """
-    if weight.dim() != 5 or weight[0, ..., 0].numel() != pairs.taps:
-        raise ValueError(
-            f"'weight' must be (Co, kx, ky, kz, Ci) with {pairs.taps} taps, found {tuple(weight.shape)}"
-        )
+    edges = tuple(weight.shape[1:4])
+    if weight.dim() != 5 or math.prod(edges) != pairs.taps or pairs.edges not in (None, edges):
+        wanted = f"{pairs.taps} taps" if pairs.edges is None else f"a kernel of {pairs.edges}, {pairs.taps} taps"
+        raise ValueError(f"'weight' must be (Co, kx, ky, kz, Ci) with {wanted}; found {tuple(weight.shape)}")
     if feat.dim() != 2 or feat.shape != (pairs.n_source, weight.shape[4]):
         raise ValueError(f"'feat' must be {(pairs.n_source, weight.shape[4])}, found {tuple(feat.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"'bias' must be ({weight.shape[0]},), found {tuple(bias.shape)}")
     dtypes = {x.dtype for x in (feat, weight, bias) if x is not None}
     if len(dtypes) > 1 or not feat.is_floating_point():
-        raise ValueError(
-            f"'feat' is {feat.dtype} and 'weight' is {weight.dtype}; all must be of the same floating type"
-        )
+        given = {"feat": feat, "weight": weight} | ({} if bias is None else {"bias": bias})
+        found = ", ".join(f"'{name}' is {x.dtype}" for name, x in given.items())
+        raise ValueError(f"{found}; all must be of the same floating type (under autocast, cast them yourself)")
     with torch.autocast(feat.device.type, enabled=False):  # the caller's dtype is the dtype of the products
-        return dispatch.run("sparse_conv", differentiable, feat, weight.flatten(1, 3), bias, pairs)
+        return run("sparse_conv", differentiable, feat, weight.flatten(1, 3), bias, pairs)
 
 
 def submanifold_conv(

@@ -216,3 +216,15 @@ def test_reference_can_be_forced():
     with dispatch.use_backend("torch"):
         windowed_attention(q, q, q, torch.tensor([0, 4, 6]), 1.0)
     assert "torch" in dispatch.used()["windowed_attention"]
+
+
+def test_autocast_does_not_change_the_attention():
+    """As the convolution: the caller's dtype is the result's, whether autocast knows the backend or not."""
+    q = torch.randn(10, 2, 8, requires_grad=True)
+    boundaries = torch.tensor([0, 4, 10])
+    plain = windowed_attention(q, q, q, boundaries, 0.3)
+    (wanted,) = torch.autograd.grad(plain.sum(), q)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = windowed_attention(q, q, q, boundaries, 0.3)
+        (found,) = torch.autograd.grad(out.sum(), q)
+    assert out.dtype == torch.float32 and torch.equal(out, plain) and torch.equal(found, wanted)

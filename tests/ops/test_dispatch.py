@@ -11,7 +11,9 @@ import torch
 
 from nufm.ops import dispatch
 from nufm.ops.dispatch import BackendError, Implementation, choose, parse, preference, refusal, run, use_backend
+from nufm.ops.kernel_map import submanifold_map
 from nufm.ops.pool import segment_reduce, take
+from nufm.ops.sparse_conv import sparse_conv
 
 
 @pytest.fixture
@@ -236,6 +238,26 @@ def test_backward_outside_of_the_context_uses_its_backend(reduce, monkeypatch):
     assert x.grad is not None
     assert asked and set(asked) == {("triton",)}
     assert dispatch.used() == {"segment_sum": ("triton",)}
+
+
+def test_a_convolution_forced_to_the_reference_sums_by_it_in_its_backward(random_events, monkeypatch):
+    """In another thread, as autograd's of a GPU, where nothing is forced."""
+    grid, offsets = random_events([30], extent=4)
+    feat, weight = torch.randn(30, 6, requires_grad=True), torch.randn(5, 3, 3, 3, 6, requires_grad=True)
+    with use_backend("torch"):
+        out = sparse_conv(feat, submanifold_map(grid, offsets), weight)
+    asked = []
+    original = dispatch.choose
+    monkeypatch.setattr(dispatch, "choose", lambda op, *args: asked.append(preference()) or original(op, *args))
+
+    def backward():
+        first = torch.autograd.grad(out.pow(2).sum(), (feat, weight), create_graph=True)
+        sum(x.pow(2).sum() for x in first).backward()
+
+    thread = threading.Thread(target=backward)
+    thread.start()
+    thread.join()
+    assert feat.grad is not None and asked and set(asked) == {("torch",)}
 
 
 def python(*arguments, **variables):

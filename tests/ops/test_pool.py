@@ -116,3 +116,11 @@ def test_refusals():
         segment_reduce(x, torch.tensor([0, 1, 1]), 2, "sum")
     with pytest.raises(ValueError, match="stride"):
         pool_cells(torch.zeros(1, 3, dtype=torch.int64), torch.tensor([0, 1]), 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_ties_are_counted_in_full(dtype):
+    """bfloat16 counts to 256 only: 1,000 equal maxima must share one gradient of 1."""
+    x = torch.zeros(1000, 1, dtype=dtype, requires_grad=True)
+    segment_reduce(x, torch.zeros(1000, dtype=torch.int64), 1, "max").sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, 1 / 1000))

@@ -197,3 +197,15 @@ def test_refusals():
         quantize(grid, offsets, 0.1)
     with pytest.raises(ValueError, match="must be > 0"):
         quantize(grid.float(), offsets, 0.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_coordinates_without_a_cell_are_refused(value):
+    with pytest.raises(ValueError, match="row 1 of 'coord'"):
+        quantize(torch.tensor([[0.0, 0, 0], [1, value, 2]]), torch.tensor([0, 2]), 0.5)
+
+
+@pytest.mark.parametrize("offsets", [[1, 2], [0, 3, 2], [0, -1, 2]])
+def test_offsets_that_fall_are_refused(offsets):
+    with pytest.raises(ValueError, match="begin at 0 and never fall"):
+        serialize(torch.zeros(2, 3, dtype=torch.int64), torch.tensor(offsets), ("z",))

@@ -91,6 +91,7 @@ def adapter(monkeypatch):
     contents = {
         "spconv": {},
         "spconv.cppconstants": {"CPU_ONLY_BUILD": False},
+        "spconv.constants": {"SPCONV_ALLOW_TF32": False},
         "spconv.pytorch": {},
         "spconv.pytorch.functional": {"implicit_gemm": ImplicitGemm.apply},
         "spconv.tools": {"CUDAKernelTimer": lambda enable: SimpleNamespace(enable=enable)},

@@ -182,3 +182,22 @@ def test_refusals(random_events):
         sparse_conv(torch.randn(9, 4), pairs, torch.randn(3, 2, 2, 2, 4))
     with pytest.raises(ValueError, match="'bias' must be"):
         sparse_conv(torch.randn(10, 4), pairs, torch.randn(3, 2, 2, 2, 4), torch.randn(4))
+
+
+def test_kernel_axes_in_another_order_are_refused():
+    """As many taps, but each would be read at another place."""
+    pairs = strided_map(torch.tensor([[11, 0, 0]]), torch.tensor([0, 1]), (12, 12, 10)).map
+    with pytest.raises(ValueError, match=r"kernel of \(12, 12, 10\)"):
+        sparse_conv(torch.ones(1, 1), pairs, torch.zeros(1, 10, 12, 12, 1))
+    with pytest.raises(ValueError, match=r"kernel of \(12, 12, 10\)"):
+        sparse_conv(torch.ones(1, 1), pairs.transposed, torch.zeros(1, 1440, 1, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_rounds_once(dtype):
+    """Products of two taps that overflow float16, and cancel."""
+    grid, offsets = torch.tensor([[0, 0, 0], [0, 0, 1]]), torch.tensor([0, 2])
+    feat, weight = torch.full((2, 8), 200.0, dtype=dtype), torch.zeros(1, 3, 3, 3, 8, dtype=dtype)
+    weight[0, 1, 1, 1], weight[0, 1, 1, 0], weight[0, 1, 1, 2] = 100, -100, -100
+    out = submanifold_conv(feat, submanifold_map(grid, offsets), weight)
+    assert out.dtype == dtype and torch.equal(out, torch.zeros_like(out))

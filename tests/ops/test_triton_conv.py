@@ -53,7 +53,7 @@ def tensors(pairs, channels_in, channels_out, dtype=torch.float32, seed=0):
 def run(inputs, pairs, backend="triton"):
     feat, weight, bias = inputs
     with use_backend(backend):
-        return sparse_conv(feat, pairs, weight[:, :, None, None, :], bias)
+        return sparse_conv(feat, pairs, weight.unflatten(1, pairs.edges or (pairs.taps, 1, 1)), bias)
 
 
 def leaves(inputs, dtype=None):

@@ -25,8 +25,8 @@ A bias is added outside: the fused form is for inference, and asserts in 2.3.8's
 Limits. CUDA GPUs only: on a CPU, spconv has no backward, and gives wrong rows with more than one thread. At most 32
 taps (bits of a mask). float32 and float16: there is no bfloat16 kernel, and under autocast spconv's own layers run
 in float16. A tuner times kernels at the first call of every channel count and may take one that accumulates in
-float16 (2.3.8 ignores ``fp32_accum``), so results of two processes differ in rounding. float32 runs without TF32
-unless ``spconv.constants.SPCONV_ALLOW_TF32`` says so. Differentiable once.
+float16 (2.3.8 ignores ``fp32_accum``), so results of two processes differ in rounding. float32 runs in TF32 where
+torch's own products do. Differentiable once.
 
 Builds on PyPI: 2.3.8 as spconv-cu114, -cu118, -cu121, -cu124, -cu126 for Python 3.9 to 3.13; spconv-cu120 ends with
 2.3.6 and Python 3.11; ``spconv`` alone is the build for CPUs.
@@ -37,12 +37,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import spconv.constants as constants
 import torch
 from spconv.cppconstants import CPU_ONLY_BUILD
 from spconv.pytorch.functional import implicit_gemm
 from spconv.tools import CUDAKernelTimer
 from torch import Tensor
 
+from nufm.ops.backends import tf32_allowed
 from nufm.ops.dispatch import Implementation
 from nufm.ops.kernel_map import KernelMap
 from nufm.ops.sparse_conv import differentiable
@@ -85,6 +87,7 @@ def run(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: KernelMap) -> 
     train = torch.is_grad_enabled() and (feat.requires_grad or weight.requires_grad)
     forward = pairs.once(tables)
     backward = pairs.transposed.once(tables) if train else None
+    constants.SPCONV_ALLOW_TF32 = tf32_allowed()  # read by spconv at each call, also of its backward
     with torch.cuda.device_of(feat):  # spconv launches on the current device
         out = implicit_gemm(
             feat.contiguous(),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nufm.ops.backends import capability_refusal
 from nufm.ops.pool import take
 from nufm.ops.windows import Windows
 
@@ -60,6 +61,4 @@ def device_refusal(x: Tensor) -> str | None:
     """Why FlashAttention does not run where ``x`` is; None if it does."""
     if x.device.type != "cuda":
         return f"needs tensors on a CUDA GPU, found {x.device}"
-    if torch.version.hip is None and torch.cuda.get_device_capability(x.device) < (8, 0):
-        return f"needs compute capability 8.0, found {torch.cuda.get_device_capability(x.device)}"
-    return None
+    return capability_refusal(x.device)

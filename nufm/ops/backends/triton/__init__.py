@@ -1,4 +1,5 @@
-"""Triton kernels, for any GPU that PyTorch and Triton support.
+"""Triton kernels, for GPUs that PyTorch and Triton support: NVIDIA's from compute capability 8.0 on, AMD's (compiled
+for gfx942), Intel's (never compiled).
 
 No kernel uses atomic additions, so that all results are repeatable bit for bit. Sums are accumulated in float32.
 With ``TRITON_INTERPRET=1`` set before the first import the kernels also run on CPU tensors, slowly, where triton

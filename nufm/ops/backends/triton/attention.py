@@ -52,6 +52,8 @@ class Shape(NamedTuple):
         else:
             queries = 128 if width * itemsize <= 128 and not (backward or with_bias) else 64
             keys = 32 if with_bias else 64
+            if width * itemsize > 256:  # wide TF32: tiles twice as long need more than 99 KiB of shared memory
+                queries = keys = 32
         queries, keys = (
             max(16, min(edge, triton.next_power_of_2(n))) for edge, n in zip((queries, keys), cuts.longest, strict=True)
         )
@@ -192,6 +194,7 @@ def specimens() -> list[Specimen]:
         ("*fp16", "ieee", 16, False),
         ("*fp32", "ieee", 16, False),
         ("*fp32", "tf32", 64, False),
+        ("*fp32", "tf32", 128, False),
     )
     cuts = Cuts(torch.tensor([0, 256]), torch.tensor([0, 256]))
     for data, precision, width, with_bias in cases:

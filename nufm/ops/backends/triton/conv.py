@@ -203,7 +203,8 @@ def _sparse_conv(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: Kerne
 
 
 def _refuses(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: KernelMap) -> str | None:
-    reason = device_refusal(feat, weight, pairs.source) or float_refusal(feat, weight)
+    given = (feat, weight) if bias is None else (feat, weight, bias)
+    reason = device_refusal(*given, pairs.source) or float_refusal(*given)
     if reason is None and max(pairs.n_source, pairs.n_target) > LARGEST_INT32:
         reason = f"at most {LARGEST_INT32} rows, found {pairs.n_source} and {pairs.n_target}"
     if reason is None and weight.numel() > LARGEST_INT32:

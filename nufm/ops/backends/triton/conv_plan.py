@@ -158,9 +158,7 @@ def _make_tiles(pairs: KernelMap, mirrored: bool) -> TilePlan:
 
 def _pair_lists(pairs: KernelMap) -> tuple[Tensor, Tensor, Tensor]:
     """(source, target, tap) of all pairs, those of the identity among them; int64 (P,)."""
-    device = pairs.source.device
-    counts = torch.tensor(pairs.counts, device=device)
-    tap = torch.arange(pairs.taps, device=device).repeat_interleave(counts, output_size=len(pairs.source))
+    device, tap = pairs.source.device, pairs.tap
     if pairs.identity is None:
         return pairs.source, pairs.target, tap
     own = torch.arange(pairs.n_target, device=device)
@@ -234,9 +232,7 @@ def _is_mirrored(pairs: KernelMap, opposite: TilePlan) -> bool:
     if opposite.extra is not None or opposite.mirrored:
         return False
     # No pair occurs twice and opposite taps have equally many: looking in one direction is enough.
-    device = pairs.source.device
-    counts = torch.tensor(pairs.counts, device=device)
-    tap = torch.arange(taps, device=device).repeat_interleave(counts, output_size=len(pairs.source))
+    device, tap = pairs.source.device, pairs.tap
     place = torch.empty_like(opposite.order)
     place[opposite.order] = torch.arange(pairs.n_target, device=device)
     place = place[pairs.target]

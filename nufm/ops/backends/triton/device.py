@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from nufm.ops.backends import capability_refusal, tf32_allowed
 from nufm.ops.dispatch import AUTO, Implementation, preference
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -52,7 +53,7 @@ def device_refusal(*tensors: Tensor) -> str | None:
         return f"tensors on different devices: {', '.join(map(str, devices))}"
     device = devices.pop()
     if device.type in ("cuda", "xpu"):
-        return None
+        return capability_refusal(device)
     if device.type == "cpu" and interpreting() and preference() != AUTO:
         return None
     return f"needs tensors on a GPU, found {device}"
@@ -71,7 +72,4 @@ def float32_precision(x: Tensor) -> str:
     """How products of float32 are computed, for ``tl.dot``: as torch does its own matrix products."""
     if x.dtype != torch.float32 or torch.version.hip:
         return "ieee"
-    matmul = torch.backends.cuda.matmul
-    # torch >= 2.9 has a second switch, and raises if the older is asked for after the newer was set.
-    tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
-    return "tf32" if tf32 else "ieee"
+    return "tf32" if tf32_allowed() else "ieee"
