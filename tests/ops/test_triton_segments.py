@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="triton is not installed")
+triton = pytest.importorskip("triton", reason="triton is not installed")
 
 from nufm.ops.backends.triton.segments import slice_length
 from nufm.ops.dispatch import BackendError, use_backend, used
@@ -12,6 +12,14 @@ from nufm.ops.pool import Segments, segment_reduce, take
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # float32: a different order of the same sum. 16 bit: one rounding of the result.
 TOLERANCE = {torch.float32: (1e-5, 1e-5), torch.float16: (1e-3, 1e-3), torch.bfloat16: (1e-2, 1e-2)}
+
+
+@pytest.fixture(autouse=True)
+def an_interpreter_that_sums_in_32_bit(request):
+    """That of Triton 3.2 adds int32 up in int64, and stores 8 bytes where 4 belong: the tie count of the next group."""
+    old = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 3)
+    if old and DEVICE == "cpu" and ("max" in request.node.name or "nan" in request.node.name):
+        pytest.skip("Triton's interpreter before 3.3 stores sums of int32 as int64")
 
 
 def grouped(sizes):
