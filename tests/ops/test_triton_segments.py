@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="triton is not installed")
+pytest.importorskip("triton", reason="triton is not installed")
+
+import triton
 
 from nufm.ops.backends.triton.segments import slice_length
 from nufm.ops.dispatch import BackendError, use_backend, used
