@@ -20,7 +20,6 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +31,7 @@ from flops import counting
 from measure import Call, Machine, Timing, affordable, default_device, interleaved, matrix_rate, peak_bytes, result_name
 from op_cases import Build, Case, Setting
 from op_report import BOTH, FORWARD, draw, markdown
-from record import RESULTS, provenance
+from record import RESULTS, provenance, save
 from samples import ENERGY_CUT, SEED, genuine, halved, pack, panda_batch, panda_points, simulated
 
 from nufm.machine import keep_freed_memory
@@ -212,11 +211,8 @@ def main() -> None:
     print(text)
     out = args.out or (None if args.quick else RESULTS)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        name = result_name("ops", device)
-        (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-        (out / f"{name}.md").write_text(text)
-        draw(report, out / f"{name}.png")
+        save(out, result_name("ops", device), report, text)
+        draw(report, out / f"{result_name('ops', device)}.png")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import argparse
 import itertools
-import json
 import math
 import tempfile
 import time
@@ -34,7 +33,7 @@ from flops import Count, counting
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.profilers import Profiler
 from measure import Machine, Peak, Timing, about_machine, default_device, result_name, short, state, table
-from record import RESULTS, provenance
+from record import RESULTS, provenance, save
 from samples import EVENTS, SEED
 
 from nufm.cli import RunCLI
@@ -263,10 +262,7 @@ def main() -> None:
     print(text)
     out = args.out or (None if args.quick else RESULTS)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        name = result_name("pretrain_step", device)
-        (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-        (out / f"{name}.md").write_text(text)
+        save(out, result_name("pretrain_step", device), report, text)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,11 @@ def provenance() -> dict:
 
 def write_result(name: str, result: dict, table: str) -> None:
     """Write ``results/NAME.json`` (with provenance; ``result`` adds ``seed`` and ``data``) and ``results/NAME.md``."""
-    RESULTS.mkdir(exist_ok=True)
-    content = {**provenance(), **result}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(table)
+    save(RESULTS, name, {**provenance(), **result}, table)
+
+
+def save(folder: Path, name: str, report: dict, text: str) -> None:
+    """Write ``folder/NAME.json`` and ``folder/NAME.md``; ``report`` has its provenance already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(text)

@@ -25,7 +25,6 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +45,7 @@ from measure import (
     state,
     table,
 )
-from record import RESULTS, provenance
+from record import RESULTS, provenance, save
 from samples import SEED, Points, events_of_sizes, pack
 
 from nufm.machine import keep_freed_memory
@@ -242,10 +241,7 @@ def main() -> None:
     print(text)
     out = args.out or (None if args.quick else RESULTS)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        name = result_name("sparse_resnet", device)
-        (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-        (out / f"{name}.md").write_text(text)
+        save(out, result_name("sparse_resnet", device), report, text)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def keep_freed_memory() -> bool:
     """Let this process reuse the memory it frees instead of giving it back to the system at once.
 
     A training step on a CPU frees and asks again for all its gradients. By default glibc returns blocks above 32 MB,
-    and the system clears each page anew: a twelfth of the time of a step at paper size (57,000 page faults).
+    and the system clears each page anew at every step.
 
     Returns:
         True where it could be set (Linux with glibc).

@@ -7,13 +7,6 @@ from flash_attn import flash_attn_varlen_func
 from torch import Tensor
 
 from nufm.ops.backends import varlen
-from nufm.ops.dispatch import Implementation
-from nufm.ops.windows import Windows
-
-
-def unavailable() -> str | None:
-    """Why flash-attn cannot run on this machine; None if it can."""
-    return None if torch.cuda.is_available() else "no CUDA GPU"
 
 
 def _kernel(
@@ -33,18 +26,5 @@ def _kernel(
     )
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, windows: Windows, scale: float, bias: Tensor | None) -> Tensor:
-    return varlen.attend(_kernel, q, k, v, windows, scale)
-
-
-def _refuses(q: Tensor, k: Tensor, v: Tensor, windows: Windows, scale: float, bias: Tensor | None) -> str | None:
-    return varlen.refusal(q, k, v, windows, bias) or varlen.device_refusal(q)
-
-
-IMPLEMENTATIONS = {
-    "windowed_attention": Implementation(
-        _attention,
-        _refuses,
-        f"CUDA tensors of float16, bfloat16; no bias; a multiple of 8 up to {varlen.MAX_WIDTH} channels per head",
-    )
-}
+IMPLEMENTATIONS = varlen.implementations(_kernel, lambda q, scale: None)
+unavailable = varlen.unavailable

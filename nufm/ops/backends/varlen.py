@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nufm.ops.backends import capability_refusal
+from nufm.ops.dispatch import Implementation
 from nufm.ops.pool import take
 from nufm.ops.windows import Windows
 
@@ -35,6 +36,26 @@ def attend(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, windows: Windows, sc
     sequences = (packed.cu_queries, packed.cu_keys, packed.max_queries, packed.max_keys)
     out = kernel(q, k, v, *sequences, scale)
     return out if packed.queries is None else packed.queries.to_rows(out.flatten(1)).unflatten(1, (heads, -1))
+
+
+def unavailable() -> str | None:
+    """Why FlashAttention cannot run on this machine; None if it can."""
+    return None if torch.cuda.is_available() else "no CUDA GPU"
+
+
+def implementations(kernel: Kernel, refuses: Callable[..., str | None]) -> dict[str, Implementation]:
+    """The op by a kernel; ``refuses`` says what is particular to its package, on top of :func:`refusal`."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor, windows: Windows, scale: float, bias: Tensor | None) -> Tensor:
+        return attend(kernel, q, k, v, windows, scale)
+
+    def why_not(
+        q: Tensor, k: Tensor, v: Tensor, windows: Windows, scale: float, bias: Tensor | None
+    ) -> str | None:
+        return refuses(q, scale) or refusal(q, k, v, windows, bias) or device_refusal(q)
+
+    conditions = f"CUDA tensors of float16, bfloat16; no bias; a multiple of 8 up to {MAX_WIDTH} channels per head"
+    return {"windowed_attention": Implementation(run, why_not, conditions)}
 
 
 def refusal(q: Tensor, k: Tensor, v: Tensor, windows: Windows, bias: Tensor | None) -> str | None:

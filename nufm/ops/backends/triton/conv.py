@@ -195,11 +195,10 @@ PRODUCTS = Products(_convolve, _weight_gradient)
 
 
 def _sparse_conv(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: KernelMap) -> Tensor:
-    with torch.cuda.device_of(feat):
-        if torch.is_grad_enabled() and feat.requires_grad and not _by_rows(weight.shape[0], pairs.transposed):
-            # Here, where both maps are at hand: in most cases one plan serves both directions.
-            tile_plan(pairs.transposed, None if _by_rows(feat.shape[1], pairs) else tile_plan(pairs))
-        return differentiable(feat, weight, bias, pairs, PRODUCTS)
+    if torch.is_grad_enabled() and feat.requires_grad and not _by_rows(weight.shape[0], pairs.transposed):
+        # Here, where both maps are at hand: in most cases one plan serves both directions.
+        tile_plan(pairs.transposed, None if _by_rows(feat.shape[1], pairs) else tile_plan(pairs))
+    return differentiable(feat, weight, bias, pairs, PRODUCTS)
 
 
 def _refuses(feat: Tensor, weight: Tensor, bias: Tensor | None, pairs: KernelMap) -> str | None:
