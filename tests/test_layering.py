@@ -21,13 +21,19 @@ ARROWS = {
     "data": {"data", "simulation"},  # simulation only inside functions: see LAZY
     "simulation": {"simulation", "data.cache", "machine"},  # data.cache is a path, without torch
     "ops": {"ops"},
-    "models": {"models", "ops", "data.event"},
+    "models": {"models", "ops", "data.event", "data.prediction"},
     "metrics": {"metrics"},
     "methods": {"methods", "models", "ops", "data", "metrics"},
     "display": {"display", "data"},
-    "checkpoint": {"checkpoint", "models", "data.transforms", "data.event"},
+    "checkpoint": {"checkpoint", "models", "data"},
+    "evaluation": {"evaluation", "models", "ops", "data", "metrics", "display", "checkpoint"},
     "report": {"report", "methods", "models", "data", "metrics", "display", "checkpoint"},
     "running": {"running", "machine", "ops.dispatch"},
+    # One command of scripts/ per file: they bring the parts together.
+    "commands": {
+        *("commands", "cli", "running", "methods", "report", "evaluation", "checkpoint", "models", "data", "metrics"),
+        *("display", "ops.dispatch", "machine"),
+    },
     "cli": {"cli", "running", "methods", "report", "checkpoint", "data.event", "ops.dispatch"},
 }
 LAZY = {("data", "simulation")}  # allowed inside a function only: it compiles

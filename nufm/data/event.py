@@ -115,7 +115,8 @@ class PointBatch:
         offsets: int64 (B+1,) from 0 to N; event b holds the rows offsets[b]:offsets[b+1].
         columns: names of the feature columns.
         origin: float (N, 3) coordinates before augmentation, or None.
-        labels: name -> int64 (N,), -1 = ignore.
+        labels: name -> int64 (N,), -1 = ignore; also ``momentum``, float32 (N,) GeV/c of the point's particle, -1
+            unknown.
         seeds: int64 (B,) seed of each event's own random stream.
         names: B event names for messages.
         grid_size: edge of a lattice cell in the units of ``coord``.
@@ -260,6 +261,8 @@ class PointBatch:
                 labels[name] = torch.from_numpy(
                     np.concatenate([getattr(e, name) for e in events]).astype(np.int64)
                 )
+        if all(e.momentum is not None for e in events):
+            labels["momentum"] = torch.from_numpy(np.concatenate([e.momentum for e in events]).astype(np.float32))
         has_origin = all(e.origin is not None for e in events)
         return cls(
             coord=torch.from_numpy(coord),

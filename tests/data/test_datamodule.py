@@ -178,12 +178,12 @@ def test_loaders(root):
         assert [name for batch in names(batches) for name in batch] == [
             f"{split}/part{k}.h5#{i}" for k in range(2) for i in range(n // 2 if k else n - n // 2)
         ]
-        assert set(batches[0].labels) == {"motif", "pid", "particle", "interaction"}
+        assert set(batches[0].labels) == {"motif", "pid", "particle", "interaction", "momentum"}
         assert all(same(a, b) for a, b in zip(batches, loader, strict=True)), "evaluation must repeat itself"
 
     plain = module(root)
     assert isinstance(next(iter(plain.train_dataloader())), PointBatch)
-    assert len(next(iter(plain.train_dataloader())).labels) == 4
+    assert len(next(iter(plain.train_dataloader())).labels) == 5
 
 
 def test_evaluation_is_not_augmented(root):
