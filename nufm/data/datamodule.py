@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
@@ -43,6 +43,8 @@ class PointDataModule(LightningDataModule):
         transforms: applied to every event, in every split; they travel with the weights. None = as published:
             NormalizeCoord, LogEnergy, GridSample(``grid_size``).
         augment: applied after them to training events, for training without views.
+        lattice: what the lattice cells of augmented events are made of: ``augmented`` coordinates, so that convolutions
+            and curves turn with the points, or the ``original`` ones, as in the published fine-tuning.
         views: how training events are cut into views; None = whole events.
         grid_size: edge of a lattice cell of the encoder, in the units of the transformed coordinates.
         batch_size: events per optimiser step over ALL processes; each takes an equal share.
@@ -69,6 +71,7 @@ class PointDataModule(LightningDataModule):
         splits: dict[str, str] | None = None,
         transforms: list[Transform] | None = None,
         augment: list[Transform] | None = None,
+        lattice: Literal["augmented", "original"] = "augmented",
         views: MultiView | None = None,
         grid_size: float = 0.001,
         batch_size: int = 48,
@@ -108,6 +111,9 @@ class PointDataModule(LightningDataModule):
                     f"GridSample has size {transform.size}, but the encoder's lattice grid_size {grid_size}: "
                     "points would share or skip cells; make them equal"
                 )
+        if lattice not in ("augmented", "original"):
+            raise ValueError(f"lattice is '{lattice}', expected 'augmented' or 'original'")
+        self.lattice = lattice
         self.root, self.splits = root, dict(splits or {})
         self.augment, self.views, self.grid_size = list(augment or []), views, grid_size
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
@@ -200,7 +206,8 @@ class PointDataModule(LightningDataModule):
 
     def train_dataset(self) -> EventDataset:
         """Training samples as the training sees them: augmented, cut into views."""
-        return EventDataset(self.reader("train"), self.transforms, self.augment, self.views, self.seed)
+        keep = self.lattice == "original" and self.views is None
+        return EventDataset(self.reader("train"), self.transforms, self.augment, self.views, self.seed, keep)
 
     def eval_dataset(self, split: str = "val") -> EventDataset:
         """Un-augmented events of a split, with their labels."""
@@ -258,8 +265,10 @@ class PointDataModule(LightningDataModule):
         return BatchLoader(dataset, batches, collate, self.num_workers, pin_memory=on_gpu)
 
     def _collate(self) -> Callable[[list], ViewBatch | PointBatch]:
-        pack = PointBatch.from_events if self.views is None else collate_views
-        return functools.partial(pack, grid_size=self.grid_size)
+        if self.views is not None:
+            return functools.partial(collate_views, grid_size=self.grid_size)
+        source = "origin" if self.lattice == "original" else "coord"
+        return functools.partial(PointBatch.from_events, grid_size=self.grid_size, lattice=source)
 
     def _process(self) -> tuple[int, int]:
         """Rank and number of the training processes."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ class Event:
         momentum: float32 (N,) momentum of the point's particle in GeV/c, -1 unknown.
         vertex: float32 (N, 3) creation point of the point's particle in mm from the detector centre.
         coord: float32 (N, 3) coordinates the model sees, set by transforms (dimensionless); None before.
-        origin: float32 (N, 3) coordinates before augmentation, kept by views to match points; None otherwise.
+        origin: float32 (N, 3) coordinates before augmentation, kept by views to match points, and for the published
+            lattice of fine-tuning; None otherwise.
         feat: float32 (N, C) further feature columns set by transforms; None before.
         columns: names of the C feature columns.
         detector: name of a file in ``nufm/data/detectors``.
@@ -223,13 +225,16 @@ class PointBatch:
         return [self.select([b]) for b in range(self.n_events)]
 
     @classmethod
-    def from_events(cls, events: Sequence[Event], grid_size: float) -> PointBatch:
+    def from_events(
+        cls, events: Sequence[Event], grid_size: float, lattice: Literal["coord", "origin"] = "coord"
+    ) -> PointBatch:
         """Pack transformed events; the model input is x, y, z followed by the events' own feature columns.
 
         Args:
             events: each with ``coord`` and ``feat`` set, all with the same columns.
             grid_size: edge of a lattice cell in the units of ``coord``; cells count from each event's own
                 minimum, so that an event's lattice does not depend on its batch mates.
+            lattice: which coordinates the cells are made of: those the model sees, or those before augmentation.
 
         Raises:
             ValueError: no events, an event that was not transformed, or differing columns.
@@ -252,7 +257,10 @@ class PointBatch:
                 )
         coord = np.concatenate([e.coord for e in events]).astype(np.float32, copy=False)
         feat = np.concatenate([e.feat for e in events]).astype(np.float32, copy=False)
-        cells = [np.floor(e.coord / grid_size).astype(np.int64) for e in events]
+        if lattice == "origin" and any(e.origin is None for e in events):
+            raise ValueError(f"{events[0].name}: 'origin' is not set, from which the lattice was to be made")
+        position = [e.origin if lattice == "origin" else e.coord for e in events]
+        cells = [np.floor(p / grid_size).astype(np.int64) for p in position]
         # minimum over a copy with contiguous axes: NumPy is ten times slower along the first of two axes
         grid = np.concatenate([c - c.T.copy().min(1) if len(c) else c for c in cells])
         labels = {}

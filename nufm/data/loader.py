@@ -32,6 +32,7 @@ class EventDataset(Dataset):
         augment: applied after them.
         views: cuts the event into views; None = the event itself.
         seed: with the epoch and the event's index, fixes the random numbers of a sample.
+        keep_origin: keep the coordinates before ``augment`` as the event's ``origin``.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class EventDataset(Dataset):
         augment: Sequence[Transform] = (),
         views: MultiView | None = None,
         seed: int = 0,
+        keep_origin: bool = False,
     ) -> None:
         self.events = events
-        self.transforms = [*transforms, *augment]
+        self.stages = [[*transforms], [*augment]] if keep_origin else [[*transforms, *augment]]
         self.views = views
         self.seed = seed
 
@@ -59,7 +61,8 @@ class EventDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         rng = np.random.default_rng([self.seed, epoch, index])
         event = self.events[index].replace(seed=int(rng.integers(2**63 - 1)))
-        event = compose(self.transforms, event, rng)
+        for number, transforms in enumerate(self.stages):
+            event = compose(transforms, event.replace(origin=event.coord) if number else event, rng)
         return event if self.views is None else self.views(event, rng)
 
 

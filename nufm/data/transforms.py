@@ -1,6 +1,6 @@
 """Transforms: event in, event out, with the random numbers they may use handed to them.
 
-``NormalizeCoord``, ``LogEnergy`` and ``GridSample`` prepare an event for an encoder and travel with its
+``NormalizeCoord``, ``LogEnergy`` (or ``RawEnergy``) and ``GridSample`` prepare an event for an encoder and travel with its
 weights; the others are augmentations. They act on ``Event.coord`` and ``Event.feat``; the lattice index, the
 energy in MeV and the labels stay what they were. Packing builds the input columns x, y, z from ``coord``, so
 an augmentation that moves points need not touch ``feat``.
@@ -122,6 +122,14 @@ class LogEnergy(Transform):
 
 
 @dataclass(frozen=True)
+class RawEnergy(Transform):
+    """``feat`` = one column, the energy of the voxel in MeV: the input of the sparse UResNet (arXiv 1903.05663)."""
+
+    def __call__(self, event: Event, rng: np.random.Generator) -> Event:
+        return event.replace(feat=event.energy.astype(np.float32)[:, None], columns=("energy",))
+
+
+@dataclass(frozen=True)
 class GridSample(Transform):
     """One point, chosen at random, of every occupied cell; the points kept stay in their order.
 
@@ -234,6 +242,25 @@ class RandomFlip(CoordTransform):
             if rng.random() < self.p:
                 sign[AXES.index(axis)] = -1
         return coord * sign
+
+
+@dataclass(frozen=True)
+class CubeSymmetry(CoordTransform):
+    """With probability ``p``, one of the 48 rotations and reflections of the cube: axes in any order, each with any
+    sign. Points keep their lattice, which a rotation by another angle does not: up to rounding, points in different
+    cells stay in different cells.
+
+    Args:
+        p: probability that the event is changed at all.
+    """
+
+    p: float = 1.0
+
+    def move(self, coord: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if rng.random() >= self.p:
+            return coord
+        sign = np.where(rng.random(3) < 0.5, -1, 1).astype(np.float32)
+        return coord[:, rng.permutation(3)] * sign
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from nufm.data.event import PointBatch, offsets_from_counts
 from nufm.data.views import ViewBatch
+from nufm.methods.schedules import between, cosine, decays, one_cycle
 from nufm.models.heads import PrototypeHead
 from nufm.models.ptv3 import Block, PointTransformerV3, Stage, pool_mean, upcast
 from nufm.ops.neighbors import nearest
@@ -146,7 +147,7 @@ class SelfDistillation(LightningModule):
         t = self.progress()
         warm = min(1.0, t / hp.warmup) if hp.warmup > 0 else 1.0
         masked, mask = mask_points(
-            globals_, _between(hp.mask_size, warm), _between(hp.mask_ratio, warm), hp.mask_scope, hp.mask_jitter
+            globals_, between(hp.mask_size, warm), between(hp.mask_ratio, warm), hp.mask_scope, hp.mask_jitter
         )
 
         with torch.no_grad():
@@ -172,7 +173,7 @@ class SelfDistillation(LightningModule):
             "roll": (student_mask, teacher_mask[rolled], other, student_offsets, self.center_mask),
             "local": (student_unmask, teacher_unmask, near, local_offsets, self.center_unmask),
         }
-        temperature = _between(hp.teacher_temperature, warm)
+        temperature = between(hp.teacher_temperature, warm)
         total = student_mask.new_zeros((), dtype=torch.float32)
         for (name, part), weight in zip(parts.items(), hp.loss_weights, strict=True):
             loss, entropy, use = self.distill(*part, temperature)
@@ -258,7 +259,7 @@ class SelfDistillation(LightningModule):
         that a resumed run, or one made longer, would have to agree with."""
         t, hp = self.progress(), self.hparams
         rate, beta = one_cycle(t, hp.warmup)
-        decay = _cosine(hp.weight_decay, t)
+        decay = cosine(hp.weight_decay, t)
         for group in self.optimizers().param_groups:
             group["lr"] = group["peak"] * rate
             group["betas"] = (beta if hp.cycle_momentum else 0.9, 0.999)
@@ -276,7 +277,7 @@ class SelfDistillation(LightningModule):
     @torch.no_grad()
     def update_teacher(self) -> None:
         """teacher ← m teacher + (1 - m) student, m(t) cosine; once per optimiser step."""
-        momentum = _cosine(self.hparams.teacher_momentum, self.progress())
+        momentum = cosine(self.hparams.teacher_momentum, self.progress())
         teacher, student = list(self.teacher.parameters()), [p.detach() for p in self.student.parameters()]
         torch._foreach_lerp_(teacher, student, 1.0 - momentum)
 
@@ -407,29 +408,6 @@ def all_sum(x: Tensor) -> Tensor:
     return x
 
 
-# ---------------------------------------------------------------------- schedules
-
-
-def one_cycle(t: float, warmup: float) -> tuple[float, float]:
-    """Learning rate as a share of its peak, and the β₁ that is cycled with it, at progress ``t`` in [0, 1].
-
-    Cosine from 1/10 to 1 over the warm-up, cosine to 1/10⁴ over the rest; β₁ from 0.95 to 0.85 and back (Smith, Topin,
-    arXiv 1708.07120).
-    """
-    if t < warmup:
-        return _cosine((0.1, 1.0), t / warmup), _cosine((0.95, 0.85), t / warmup)
-    rest = (t - warmup) / max(1e-9, 1 - warmup)
-    return _cosine((1.0, 1e-4), rest), _cosine((0.85, 0.95), rest)
-
-
-def _between(ends: tuple[float, float], share: float) -> float:
-    return ends[0] + (ends[1] - ends[0]) * share
-
-
-def _cosine(ends: tuple[float, float], share: float) -> float:
-    return ends[1] + (ends[0] - ends[1]) * 0.5 * (1 + math.cos(math.pi * share))
-
-
 # ---------------------------------------------------------------------- parameter groups
 
 
@@ -446,8 +424,7 @@ def parameter_groups(student: Branch, learning_rate: float, layer_decay: float) 
             stage = int(name.split(".enc.enc")[1].split(".")[0])
             block = sum(depths[:stage]) + int(name.split(".block")[1].split(".")[0])
             scale = layer_decay ** (sum(depths) - 1 - block)
-        spared = parameter.ndim == 1 or any(word in name for word in ("bias", "norm", "gamma", "token"))
-        decays = not spared
-        group = groups.setdefault((scale, decays), {"params": [], "peak": learning_rate * scale, "decays": decays})
+        decayed = decays(name, parameter)
+        group = groups.setdefault((scale, decayed), {"params": [], "peak": learning_rate * scale, "decays": decayed})
         group["params"].append(parameter)
     return list(groups.values())

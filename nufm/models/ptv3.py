@@ -22,35 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from nufm.data.event import PointBatch
+from nufm.models.layers import SparseConv
 from nufm.ops.attention import Windows, window_layout, windowed_attention
 from nufm.ops.kernel_map import KernelMap, submanifold_map
 from nufm.ops.pool import Segments, pool_cells, segment_reduce, take
 from nufm.ops.serialize import CURVES, serialize
-from nufm.ops.sparse_conv import sparse_conv
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """Result of one stage.
-
-    Attributes:
-        feat: float (N_s, C_s).
-        coord: float (N_s, 3), mean of the pooled points' coordinates.
-        grid: int64 (N_s, 3) lattice cells; a cell is twice as wide as in the stage before.
-        offsets: int64 (B+1,) from 0 to N_s.
-        members: which points of the stage before make up each point; None at stage 0.
-    """
-
-    feat: Tensor
-    coord: Tensor
-    grid: Tensor
-    offsets: Tensor
-    members: Segments | None
-
-    @property
-    def inverse(self) -> Tensor | None:
-        """int64 (N_{s-1},) pooled point of each point of the stage before; None at stage 0."""
-        return None if self.members is None else self.members.index
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +40,32 @@ class Geometry:
 
     neighbors: KernelMap
     windows: tuple[Windows, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Result of one stage.
+
+    Attributes:
+        feat: float (N_s, C_s).
+        coord: float (N_s, 3), mean of the pooled points' coordinates.
+        grid: int64 (N_s, 3) lattice cells; a cell is twice as wide as in the stage before.
+        offsets: int64 (B+1,) from 0 to N_s.
+        members: which points of the stage before make up each point; None at stage 0.
+        geometry: neighbours and windows, which a decoder uses again.
+    """
+
+    feat: Tensor
+    coord: Tensor
+    grid: Tensor
+    offsets: Tensor
+    members: Segments | None
+    geometry: Geometry
+
+    @property
+    def inverse(self) -> Tensor | None:
+        """int64 (N_{s-1},) pooled point of each point of the stage before; None at stage 0."""
+        return None if self.members is None else self.members.index
 
 
 def stage_geometry(
@@ -94,17 +96,14 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
-class SubmanifoldConv(nn.Module):
-    """3x3x3 submanifold convolution, (N, C) -> (N, C)."""
+class SubmanifoldConv(SparseConv):
+    """3x3x3 submanifold convolution with bias, (N, C) -> (N, C)."""
 
     def __init__(self, channels: int, kernel_size: int = 3) -> None:
-        super().__init__()
-        # Shape (Co, k, k, k, Ci) as released, but tap by tap in memory, as the products read it.
-        self.weight = nn.Parameter(torch.empty(*(kernel_size,) * 3, channels, channels).permute(4, 0, 1, 2, 3))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        super().__init__(channels, channels, kernel_size, bias=True)
 
-    def forward(self, x: Tensor, neighbors: KernelMap) -> Tensor:
-        return sparse_conv(x, neighbors, self.weight, self.bias)
+    def reset_parameters(self) -> None:
+        """Nothing: the network draws all its weights at once (:func:`init_weights`)."""
 
 
 class Attention(nn.Module):
@@ -356,8 +355,19 @@ class PointTransformerV3(nn.Module):
             geometry = stage_geometry(grid, offsets, curves, bits, self.stage_window(offsets))
             for i in range(depth):
                 x = modules[f"block{i}"](x, geometry, i % len(curves))
-            stages.append(Stage(x, coord, grid, offsets, members))
+            stages.append(Stage(x, coord, grid, offsets, members, geometry))
         return stages
+
+    def layers(self) -> list[list[nn.Module]]:
+        """What the input passes one after the other: the embedding, then each block with the pooling before it, the
+        block last in its list."""
+        layers: list[list[nn.Module]] = [[self.embedding]]
+        for stage, depth in zip(self.enc.values(), self.depths, strict=True):
+            blocks: list[list[nn.Module]] = [[stage[f"block{i}"]] for i in range(depth)]
+            if "down" in stage:
+                blocks = [[stage["down"], *blocks[0]], *blocks[1:]] if blocks else [[stage["down"]]]
+            layers += blocks
+        return layers
 
     def stage_curves(self) -> list[str]:
         """The list of curves, shuffled by torch's CPU generator where ``shuffle_orders`` asks for it."""

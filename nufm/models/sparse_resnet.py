@@ -20,12 +20,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from nufm.models.layers import SparseConv
 from nufm.ops.kernel_map import KernelMap, strided_map, submanifold_map
-from nufm.ops.sparse_conv import sparse_conv
 
 # Name -> channels of the stages, blocks in each. 1.47, 10.6 and 61.1 million parameters.
 SPECS: dict[str, tuple[tuple[int, ...], int]] = {
@@ -71,23 +70,15 @@ def make_levels(grid: Tensor, offsets: Tensor, stages: int) -> list[Level]:
 
 
 class ConvNorm(nn.Module):
-    """3³ convolution without bias and batch normalisation, (N, Ci) -> (M, Co).
-
-    The convolution computes in autocast's dtype where autocast is on.
-    """
+    """3³ convolution without bias and batch normalisation, (N, Ci) -> (M, Co)."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        # Shape (Co, 3, 3, 3, Ci), but tap by tap in memory, as the products read it.
-        self.weight = nn.Parameter(torch.empty(3, 3, 3, in_channels, channels).permute(4, 0, 1, 2, 3))
-        # He et al., arXiv 1502.01852, for all 27 taps.
-        nn.init.normal_(self.weight, std=(2 / (27 * in_channels)) ** 0.5)
+        self.conv = SparseConv(in_channels, channels)
         self.norm = nn.BatchNorm1d(channels)
 
     def forward(self, x: Tensor, pairs: KernelMap) -> Tensor:
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
-        return self.norm(sparse_conv(x.to(dtype), pairs, self.weight.to(dtype)))
+        return self.norm(self.conv(x, pairs))
 
 
 class Block(nn.Module):

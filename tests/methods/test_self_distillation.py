@@ -14,11 +14,12 @@ from lightning import Trainer
 from nufm.data.event import Event, PointBatch, offsets_from_counts
 from nufm.data.transforms import NormalizeCoord
 from nufm.data.views import ViewBatch
+from nufm.methods.schedules import one_cycle
 from nufm.methods.self_distillation import (
     SelfDistillation,
     _roll_views,
     mask_points,
-    one_cycle,
+
     parameter_groups,
     sinkhorn,
     view_mean,

@@ -42,8 +42,8 @@ def dense_block(block, volume, mask):
         shift = conv.norm.bias - conv.norm.running_mean * scale
         return (x * scale[:, None, None, None] + shift[:, None, None, None]) * mask
 
-    y = norm(block.first, dense_conv(volume, block.first.weight, mask)).relu()
-    return (norm(block.second, dense_conv(y, block.second.weight, mask)) + volume).relu()
+    y = norm(block.first, dense_conv(volume, block.first.conv.weight, mask)).relu()
+    return (norm(block.second, dense_conv(y, block.second.conv.weight, mask)) + volume).relu()
 
 
 def test_equals_dense_convolutions():
@@ -68,7 +68,7 @@ def test_equals_dense_convolutions():
     coarse_mask = F.max_pool3d(mask[None, None], 2)[0, 0]
 
     def conv_norm_relu(conv, x, mask, stride=1):
-        y = dense_conv(x, conv.weight, mask, stride)
+        y = dense_conv(x, conv.conv.weight, mask, stride)
         y = F.batch_norm(y, conv.norm.running_mean, conv.norm.running_var, conv.norm.weight, conv.norm.bias)
         return y.relu() * mask
 

@@ -1,0 +1,183 @@
+"""What supervised training on labels shares: which parts learn, how fast, and from which encoder they start.
+
+The regimes of Panda (arXiv 2512.01324; configurations of DeepLearnPhysics/pimm, configs/panda):
+
+    lin      frozen encoder, a linear layer on its features
+    dec      frozen encoder, a decoder is trained
+    full     everything is trained, the encoder more slowly
+    scratch  everything is trained, from random weights
+
+Shape legend: N points, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from torch import nn
+
+from nufm.data.tasks import Task, task_named
+from nufm.methods.schedules import decays, one_cycle
+
+Regime = Literal["lin", "dec", "full", "scratch"]
+LayerRates = Literal["by_depth", "as_published"]
+
+
+class FineTuning(LightningModule):
+    """Base of supervised methods: freezing, learning rates, schedule. Subclasses define the steps.
+
+    Args:
+        network: what is trained. A network with an attribute ``encoder`` offers ``head_layers()``, what features pass
+            behind it.
+        task: what it learns, a name in ``nufm.data.tasks.TASKS``.
+        regime: see the head of this file.
+        learning_rate: peak rate of what is behind the encoder.
+        encoder_rate: the encoder's rate over that.
+        layer_decay: factor on the rate per layer, counted from the output.
+        layer_rates: ``by_depth``: every layer, poolings and embedding included, is slower than the one after it.
+            ``as_published``: only blocks are slowed, embedding and poolings train at the full rate, and within the
+            decoder the blocks count from the finest stage, so that the coarsest is the fastest.
+        weight_decay: of AdamW; none on biases, norms, LayerScale and other vectors.
+        warmup: share of the steps over which the rate rises.
+        schedule: ``one_cycle`` (cosine; starts at 1/10, ends at 1/10⁴ of the peak) or ``constant``.
+        cycle_momentum: also cycle Adam's β₁ between 0.95 and 0.85, as published.
+
+    Raises:
+        ValueError: a regime that the network does not have, or a task of another kind than the method's.
+    """
+
+    kind: Literal["semantic", "panoptic"]
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: str,
+        regime: Regime = "full",
+        learning_rate: float = 2.6e-3,
+        encoder_rate: float = 1.0,
+        layer_decay: float = 1.0,
+        layer_rates: LayerRates = "by_depth",
+        weight_decay: float = 0.04,
+        warmup: float = 0.05,
+        schedule: Literal["one_cycle", "constant"] = "one_cycle",
+        cycle_momentum: bool = False,
+    ) -> None:
+        super().__init__()
+        self.task: Task = task_named(task)
+        if self.task.kind != self.kind:
+            raise ValueError(f"the task '{task}' is {self.task.kind}, {type(self).__name__} learns {self.kind} ones")
+        if network.n_classes != len(self.task.classes):
+            raise ValueError(
+                f"network.n_classes is {network.n_classes}, the task '{task}' has {len(self.task.classes)} classes: "
+                f"{', '.join(self.task.classes)}"
+            )
+        encoder = getattr(network, "encoder", None)
+        if regime != "scratch" and encoder is None:
+            raise ValueError(f"regime '{regime}' needs a pretrained encoder; {type(network).__name__} has none: scratch")
+        decoder = bool(network.head_layers())
+        if encoder is not None and (regime == "lin") == decoder:
+            what = "a linear layer on the encoder: leave network.decoder out" if decoder else "a decoder"
+            raise ValueError(f"regime '{regime}' trains {what}")
+        self.regime, self.network = regime, network
+        self.peak, self.encoder_rate, self.layer_decay, self.layer_rates = (
+            learning_rate,
+            encoder_rate,
+            layer_decay,
+            layer_rates,
+        )
+        self.weight_decay, self.warmup, self.schedule = weight_decay, warmup, schedule
+        self.cycle_momentum = cycle_momentum
+        if self.frozen_encoder:
+            encoder.requires_grad_(False)
+
+    @property
+    def frozen_encoder(self) -> bool:
+        return self.regime in ("lin", "dec")
+
+    def load_encoder(self, encoder: nn.Module) -> None:
+        """Start from the weights of a pretrained encoder. A mask token is needed in pretraining only and left out.
+
+        Raises:
+            ValueError: the regime is scratch, or the weights do not fit.
+        """
+        if self.regime == "scratch":
+            raise ValueError("regime 'scratch' starts from random weights; leave --pretrained out, or choose another")
+        mine = self.network.encoder.state_dict()
+        given = {k: v for k, v in encoder.state_dict().items() if not k.endswith("mask_token")}
+        needed = {k for k in mine if not k.endswith("mask_token")}
+        wrong = [k for k in sorted(needed ^ given.keys())] + [
+            f"{k} {tuple(given[k].shape)} instead of {tuple(mine[k].shape)}"
+            for k in sorted(needed & given.keys())
+            if given[k].shape != mine[k].shape
+        ]
+        if wrong:
+            raise ValueError(
+                f"the pretrained encoder does not fit network.encoder; {len(wrong)} tensors differ: "
+                f"{', '.join(wrong[:6])}"
+            )
+        self.network.encoder.load_state_dict(mine | given)
+
+    def train(self, mode: bool = True) -> FineTuning:
+        """A frozen encoder stays in evaluation mode: drop path would make its features noisy (published: it does)."""
+        super().train(mode)
+        if self.frozen_encoder:
+            self.network.encoder.eval()
+        return self
+
+    # ------------------------------------------------------------------ optimisation
+
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]."""
+        return min(1.0, self.global_step / max(1, int(self.trainer.estimated_stepping_batches)))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.schedule == "one_cycle" and not math.isfinite(self.trainer.estimated_stepping_batches):
+            raise ValueError("the schedule needs the length of the training: set trainer.max_steps or max_epochs")
+        scale = rates(self.network, self.encoder_rate, self.layer_decay, self.layer_rates)
+        groups: dict[tuple[float, bool], dict[str, Any]] = {}
+        for name, parameter in self.network.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            key = (scale[parameter], decays(name, parameter))
+            group = groups.setdefault(key, {"params": [], "peak": self.peak * key[0]})
+            group.setdefault("weight_decay", self.weight_decay if key[1] else 0.0)
+            group["params"].append(parameter)
+        return torch.optim.AdamW(list(groups.values()), lr=self.peak)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        rate, beta = (1.0, 0.9) if self.schedule == "constant" else one_cycle(self.progress(), self.warmup)
+        for group in self.optimizers().param_groups:
+            group["lr"] = group["peak"] * rate
+            group["betas"] = (beta if self.cycle_momentum else 0.9, 0.999)
+        self.log("train/learning_rate", self.peak * rate)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        norms = torch._foreach_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+        self.log("train/gradient_norm", torch.stack(norms).norm())
+
+
+def rates(
+    network: nn.Module, encoder_rate: float, layer_decay: float, layer_rates: LayerRates
+) -> dict[nn.Parameter, float]:
+    """Learning rate of every parameter as a share of the peak (see :class:`FineTuning`).
+
+    With n layers behind the encoder and m in it, layer i behind it has decay^(n-1-i), layer j of the encoder
+    encoder_rate · decay^(m-1-j+n).
+    """
+    encoder = getattr(network, "encoder", None)
+    inside = [] if encoder is None else encoder.layers()
+    behind = network.head_layers()
+    found = dict.fromkeys(network.parameters(), 1.0)
+    if layer_rates == "as_published":
+        # Blocks only; behind the encoder in the order of their registration, finest stage first.
+        inside = [layer[-1:] for layer in inside[1:]]
+        last = {layer[-1] for layer in behind}
+        behind = [[module] for module in network.modules() if module in last]
+    for layers, factor, after in ((inside, encoder_rate, len(behind)), (behind, 1.0, 0)):
+        for position, layer in enumerate(layers):
+            share = factor * layer_decay ** (len(layers) - 1 - position + after)
+            found |= {parameter: share for module in layer for parameter in module.parameters()}
+    return found
