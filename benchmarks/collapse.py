@@ -21,7 +21,8 @@ import matplotlib.pyplot as plt
 from record import REPOSITORY, RESULTS, write_result
 from rich.console import Console
 
-from nufm.cli import RunCLI, fit
+from nufm.cli import fit
+from nufm.commands.pretrain import PretrainCLI
 
 CONFIG = REPOSITORY / "configs" / "tiny" / "panda.yaml"
 VARIANTS = {
@@ -35,7 +36,7 @@ CURVES = ("mask_teacher_entropy", "mask_kl")
 
 def curves(folder: str, name: str, targets: str, temperature: float, steps: int) -> dict[str, list[float]]:
     """Entropy and divergence of the mask loss over the steps of one short run, in nats."""
-    cli = RunCLI(
+    cli = PretrainCLI(
         [
             f"--config={CONFIG}",
             f"--run={folder}/{name.replace(' ', '_')}",
@@ -59,7 +60,7 @@ def main() -> None:
     steps = parser.parse_args().steps
     with tempfile.TemporaryDirectory() as folder:
         found = {name: curves(folder, name, *variant, steps) for name, variant in VARIANTS.items()}
-    uniform = math.log(RunCLI([f"--config={CONFIG}"], build=False).config.model.init_args.prototypes)
+    uniform = math.log(PretrainCLI([f"--config={CONFIG}"], build=False).config.model.init_args.prototypes)
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     titles = ("teacher entropy (nats)", "Kullback-Leibler divergence (nats)")

@@ -36,7 +36,7 @@ from measure import Machine, Peak, Timing, about_machine, default_device, result
 from record import RESULTS, provenance, save
 from samples import EVENTS, SEED
 
-from nufm.cli import RunCLI
+from nufm.commands.pretrain import PretrainCLI
 from nufm.machine import available_cores
 from nufm.methods.linear_probe import OnlineProbe
 from nufm.ops.dispatch import used
@@ -141,7 +141,7 @@ def run(size: str, events: int, workers: int, device: torch.device, warmup: int,
         "trainer.precision": "bf16-mixed" if on_gpu else "32-true",
         "report.enabled": "false",
     }
-    cli = RunCLI([f"--{key}={value}" for key, value in flags.items()])
+    cli = PretrainCLI([f"--{key}={value}" for key, value in flags.items()])
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     data.prepare_data()
     rate = data_rate(data)

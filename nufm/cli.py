@@ -1,8 +1,8 @@
 """The command line of a run: the one LightningCLI set-up that the scripts share.
 
-A run is a YAML file and flags on top of it. Everything is checked before anything is built; then the run
-folder is made, the training runs, and its report is written. Settings are typed arguments of classes that the
-YAML names by import path; there is no interpolation and no code in it.
+A run is a YAML file and flags on top of it. Everything is checked before anything is built; then the run folder is made
+and the training runs. Settings are typed arguments of classes that the YAML names by import path; there is no
+interpolation and no code in it. What is particular to a command stands in its file in ``nufm/commands``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -26,36 +25,15 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
 
-from nufm.checkpoint import save_pretrained
-from nufm.data.event import MOTIF_NAMES, PID_NAMES
-from nufm.methods.linear_probe import OnlineProbe, ProbeSettings
 from nufm.ops.dispatch import BackendError, preference
 from nufm.running.checkpointing import AtomicCheckpointIO, RunCheckpoints, newest_run, verify
-from nufm.running.folder import RUN_DIR_VARIABLE, MetricsCSV, config_name, git_state, new_run_folder, write_record
+from nufm.running.folder import RUN_DIR_VARIABLE, MetricsCSV, config_name, new_run_folder, write_record
 from nufm.running.guards import Interrupted, NonFiniteStep, SaveOnSignal, SayBackends, StepSeed, StopAtNaN
 from nufm.running.messages import run_help, shorter
 from nufm.running.progress import RunProgress
 from nufm.running.start import choose_run, default_precision, set_matmul_precision, set_threads
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-DEFAULT_CONFIG = REPOSITORY / "configs" / "tiny" / "panda.yaml"
-
-USAGE = "python scripts/pretrain.py [--config FILE] [--KEY VALUE ...]"
-
-DESCRIPTION = """\
-Pretrain an encoder on unlabelled events, probe it, and write tables and pictures into a run folder.
-
-  python scripts/pretrain.py
-      a small run on simulated events, on this machine
-  python scripts/pretrain.py --config configs/pretrain/panda.yaml --data.root /data/pilarnet_m
-      another configuration with a field changed: every field below can be a flag; flags follow the file
-  python scripts/pretrain.py --ckpt_path last
-      continue the newest run of this configuration
-  python scripts/pretrain.py --config configs/pretrain/panda.yaml --print_config
-      show the resolved run, and do nothing
-  python scripts/pretrain.py --trainer.logger WandbLogger --trainer.logger.offline true
-      log to Weights & Biases too (or TensorBoardLogger); metrics.csv is always written"""
-
 # Messages of Lightning that say nothing about this run.
 QUIET = (
     ".*isinstance\\(treespec, LeafSpec\\).*",
@@ -67,33 +45,25 @@ QUIET = (
 )
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    """What a run ends with.
-
-    Attributes:
-        enabled: probe the encoder and write report.json, report.md and pictures.
-        n_events: training events that the probe is fitted on, and as many test events to score it.
-        probe: how the probe is fitted.
-    """
-
-    enabled: bool = True
-    n_events: int = 100
-    probe: ProbeSettings = field(default_factory=ProbeSettings)
-
-
 class RunCLI(LightningCLI):
     """Parses a run and builds it; ``args`` are flags as typed, ``build=False`` stops after parsing.
 
+    Each command of ``scripts/`` that trains is a subclass, which names itself, its default configuration and its own
+    options.
+
     Attributes:
+        usage, description: what ``--help`` begins with.
+        default_config: used where no ``--config`` is given.
         run_dir: the run folder (not yet made).
         resume_from: checkpoint to continue from, or None.
         resolved: the run as YAML, every setting named.
     """
 
-    def __init__(
-        self, args: Sequence[str], default_config: Path = DEFAULT_CONFIG, build: bool = True
-    ) -> None:
+    usage: ClassVar[str]
+    description: ClassVar[str]
+    default_config: ClassVar[Path]
+
+    def __init__(self, args: Sequence[str], build: bool = True) -> None:
         self.build = build
         for message in QUIET:
             warnings.filterwarnings("ignore", message=message)
@@ -102,8 +72,8 @@ class RunCLI(LightningCLI):
         self.given = list(args)
         self.configs = [Path(p) for p in _values_of(self.given, ("--config", "-c"))]
         if not self.configs:
-            self.configs = [default_config]
-            self.given = ["--config", str(default_config), *self.given]
+            self.configs = [self.default_config]
+            self.given = ["--config", str(self.default_config), *self.given]
         self.given = with_settings_of_the_run(self.given, self.configs)
         super().__init__(
             LightningModule,
@@ -122,8 +92,8 @@ class RunCLI(LightningCLI):
             parser_kwargs={
                 "allow_abbrev": False,
                 "exit_on_error": False,
-                "usage": USAGE,
-                "description": "",  # run_help prints DESCRIPTION; argparse would make one paragraph of it
+                "usage": self.usage,
+                "description": "",  # run_help prints it; argparse would make one paragraph of it
             },
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -156,14 +126,29 @@ class RunCLI(LightningCLI):
             help="CPU threads of torch per process; default: OMP_NUM_THREADS, else all cores it may use.",
         )
         parser.add_lightning_class_args(RunCheckpoints, "checkpoint")
-        parser.add_class_arguments(ReportOptions, "report")
+        self.add_options(parser)
+
+    def add_options(self, parser: LightningArgumentParser) -> None:
+        """Options of the command itself."""
+
+    def splits(self) -> dict[str, str]:
+        """Splits that the run needs -> what to do where one is not there."""
+        return {"train": ""}
+
+    def check(self) -> None:
+        """Refuse what can be known to fail, before anything is written.
+
+        Raises:
+            ValueError: a split has no files, or not the right ones.
+        """
+        check_data(self.datamodule, self.splits())
 
     # ------------------------------------------------------------------ parsing
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
             if "--help" in args or "-h" in args:
-                print(run_help(parser, DESCRIPTION, self.configs))
+                print(run_help(parser, self.description, self.configs))
                 raise SystemExit(0)
             self.config = parser.parse_args(_with_save_dir(args))
             for key in ("model", "data"):
@@ -227,56 +212,48 @@ class RunCLI(LightningCLI):
         return super().instantiate_trainer(logger=loggers, plugins=plugins, callbacks=callbacks)
 
 
-def pretrain(args: Sequence[str] | None = None) -> None:
-    """Run ``scripts/pretrain.py`` with these flags; ends the process with a message and status 2 for a bad
-    setting.
+def run(cli_class: type[RunCLI], args: Sequence[str] | None, finish: Callable[[RunCLI, Console], None]) -> None:
+    """A training command from its flags to its end.
+
+    A bad setting ends the process with a message and status 2.
+
+    Args:
+        cli_class: which command.
+        args: flags as typed; those of the process by default.
+        finish: what the first process does with the trained model.
     """
     console = Console(stderr=True, soft_wrap=True)
     try:
-        cli = RunCLI(sys.argv[1:] if args is None else args)
-        check_data(cli)
+        cli = cli_class(sys.argv[1:] if args is None else args)
+        cli.check()
     except (ValueError, OSError) as error:
         console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
         raise SystemExit(2) from None
     fit(cli, console)
     first = cli.trainer.is_global_zero
     if dist.is_available() and dist.is_initialized():
-        # The first process writes the report alone: nothing in it may wait for the others.
+        # The first process ends the run alone: nothing in it may wait for the others.
         dist.barrier()
         dist.destroy_process_group()
-    if not first:
-        return
-    export(cli)
-    if cli.config.report.enabled:
-        try:
-            report(cli)
-        except ValueError as error:  # no labels or no test split; the training is done all the same
-            console.print(f"no report: {error}", markup=False)
+    if first:
+        finish(cli, console)
 
 
-def check_data(cli: RunCLI) -> None:
-    """Open the events that the run needs, the labelled ones of its end included, before anything is written.
+def check_data(data: LightningDataModule, splits: Mapping[str, str]) -> None:
+    """Open the events that a run needs, the labelled ones of its end included.
 
     Events that are still to be simulated or downloaded are left to the run.
+
+    Args:
+        data: where they are.
+        splits: name -> what to do where its files are not there.
 
     Raises:
         ValueError: a split has no files, or not the right ones.
     """
-    data = cli.datamodule
     if not hasattr(data, "reader") or data.root == "simulated" or data.root.startswith("hf://"):
         return
-    needed = [("train", "")]
-    if cli.config.report.enabled:
-        needed.append(
-            ("test", "the report is scored on test events; name them with --data.splits, or train without a "
-             "report: --report.enabled false")
-        )  # fmt: skip
-    if any(isinstance(callback, OnlineProbe) for callback in cli.trainer.callbacks):
-        needed.append(
-            ("val", "OnlineProbe is scored on val events; name them with --data.splits, or leave it out of "
-             "trainer.callbacks")
-        )  # fmt: skip
-    for split, remedy in needed:
+    for split, remedy in splits.items():
         try:
             data.reader(split)
         except (ValueError, OSError) as error:
@@ -337,59 +314,6 @@ def data_fault(error: ValueError) -> str | None:
         raised_in = said.rpartition('File "')[2].partition('"')[0]
         said = said.rpartition("\nValueError: ")[2].strip()
     return said if (REPOSITORY / "nufm" / "data") in Path(raised_in).resolve().parents else None
-
-
-def export(cli: RunCLI) -> None:
-    """The trained encoder with its preprocessing, as ``export/`` in the run folder."""
-    data = cli.datamodule
-    save_pretrained(
-        cli.run_dir / "export",
-        cli.model.encoder,
-        transforms=data.transforms,
-        grid_size=data.grid_size,
-        classes={"motif": MOTIF_NAMES, "pid": PID_NAMES},
-        units={"energy": "MeV", "momentum": "GeV/c", "vertex": "mm"},
-        extra={
-            "method": cli.config.model.class_path,
-            "steps": cli.trainer.global_step,
-            "data": "simulated by nufm" if data.root == "simulated" else data.root,
-            "commit": git_state(REPOSITORY)[0]["commit"],
-        },
-    )
-
-
-def report(cli: RunCLI) -> None:
-    """Probe, tables and pictures of a finished run, and what to try next."""
-    from nufm.report import print_table, write_report  # brings the plotting libraries
-
-    options = cli.config_init.report
-    cli.model.to(cli.trainer.strategy.root_device)  # Lightning leaves a trained model on the CPU
-    found = write_report(cli.model, cli.datamodule, cli.run_dir, options.n_events, options.probe)
-    print_table(found, Console())
-    run = cli.run_dir
-    pictures = ", ".join(sorted(p.name for p in (run / "pictures").glob("*.png")))
-    print(f"\nTable: {run / 'report.md'}. Pictures in {run / 'pictures'}: {pictures}.\n\nNext, try")
-    for command, what in (
-        (
-            f"python scripts/display.py {a_test_file(cli)} --event 1 --checkpoint {run}",
-            "draw an event as this encoder sees it",
-        ),
-        (
-            f"python scripts/pretrain.py --config {run / 'config.yaml'} --model.learning_rate 1e-3",
-            "the run again, changed",
-        ),
-        (
-            "python scripts/pretrain.py --config configs/pretrain/panda.yaml --data.root DIR",
-            "the paper's run (GPUs)",
-        ),
-    ):
-        print(f"  {command}\n      {what}")
-
-
-def a_test_file(cli: RunCLI) -> Path:
-    """A file of test events, to draw from."""
-    path = cli.datamodule.split_path("test")
-    return next(iter(sorted(path.glob("**/*.h5"))), path) if path.is_dir() else path
 
 
 def with_settings_of_the_run(args: list[str], configs: list[Path]) -> list[str]:

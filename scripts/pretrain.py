@@ -6,7 +6,7 @@ import os
 # times slower; at this count they are as fast on a quiet machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from nufm.cli import pretrain
+from nufm.commands.pretrain import pretrain
 
 if __name__ == "__main__":
     pretrain()

@@ -17,7 +17,8 @@ from rich.console import Console
 from run_support import write_config, write_data, write_events
 
 from nufm.checkpoint import from_pretrained
-from nufm.cli import DEFAULT_CONFIG, RunCLI, pretrain, with_settings_of_the_run
+from nufm.cli import with_settings_of_the_run
+from nufm.commands.pretrain import DEFAULT_CONFIG, PretrainCLI, pretrain
 from nufm.machine import available_cores
 from nufm.running import folder as run_folder
 from nufm.running.checkpointing import AtomicCheckpointIO
@@ -63,7 +64,7 @@ def folder(tmp_path_factory) -> Path:
 )
 def test_bad_flags_are_refused(folder, monkeypatch, capsys, flags, words):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(RunCLI, "instantiate_classes", lambda self: pytest.fail("something was built"))
+    monkeypatch.setattr(PretrainCLI, "instantiate_classes", lambda self: pytest.fail("something was built"))
     before = sorted(folder.iterdir())
     with pytest.raises(SystemExit) as stop:
         pretrain(["--config", "mini.yaml", *flags])
@@ -106,7 +107,7 @@ def test_misspelt_keys_in_a_file_are_refused(folder, tmp_path, place, word):
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match=word):
-        RunCLI(["--config", str(path)], build=False)
+        PretrainCLI(["--config", str(path)], build=False)
 
 
 def test_help_explains_the_fields_of_the_chosen_configuration(folder, capsys):
@@ -136,7 +137,7 @@ def test_print_config_is_a_configuration(folder, tmp_path, capsys):
     text = capsys.readouterr().out
     path = tmp_path / "printed.yaml"
     path.write_text(text)
-    again = RunCLI(["--config", str(path)], build=False).config
+    again = PretrainCLI(["--config", str(path)], build=False).config
     assert again.data.init_args.batch_size == 6 and again.trainer.max_steps == 3
 
 
@@ -260,8 +261,8 @@ def test_run_folder_says_what_ran(folder, finished):
 
 
 def test_saved_configuration_is_the_same_run(folder, finished):
-    saved = RunCLI(["--config", str(finished / "config.yaml")], build=False).config
-    given = RunCLI(["--config", str(folder / "mini.yaml")], build=False).config
+    saved = PretrainCLI(["--config", str(finished / "config.yaml")], build=False).config
+    given = PretrainCLI(["--config", str(folder / "mini.yaml")], build=False).config
     assert saved.model == given.model and saved.data == given.data
     assert config_name(finished / "config.yaml") == finished.parent.name
 
@@ -271,7 +272,7 @@ def test_export_is_the_trained_encoder_with_its_preprocessing(folder, finished):
     trained = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for name, value in pretrained.encoder.state_dict().items():
         assert torch.equal(value, trained[f"teacher.backbone.{name}"]), name
-    data = RunCLI(["--config", str(folder / "mini.yaml"), "--run", "unused"]).datamodule
+    data = PretrainCLI(["--config", str(folder / "mini.yaml"), "--run", "unused"]).datamodule
     assert list(pretrained.transforms) == list(data.transforms) and pretrained.grid_size == data.grid_size
     assert pretrained.extra["steps"] == 3
 
@@ -407,7 +408,7 @@ def test_progress_where_there_is_no_terminal(folder, finished, capfd):
 
 def test_progress_in_a_terminal(folder):
     screen = io.StringIO()
-    cli = RunCLI(["--config", str(folder / "mini.yaml"), "--run", str(folder / "terminal")])
+    cli = PretrainCLI(["--config", str(folder / "mini.yaml"), "--run", str(folder / "terminal")])
     bar = next(c for c in cli.trainer.callbacks if isinstance(c, RunProgress))
     bar.console = Console(file=screen, force_terminal=True, width=160)
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
@@ -465,10 +466,10 @@ def test_resuming_takes_the_settings_of_the_run(tmp_path):
     """Flags of the first start need not be typed again; new ones come on top."""
     folder = tmp_path / "tiny-panda" / "a"
     folder.mkdir(parents=True)
-    first = RunCLI(["--model.prototypes", "64"], build=False)
+    first = PretrainCLI(["--model.prototypes", "64"], build=False)
     (folder / "config.yaml").write_text(first.parser.dump(first.config))
     args = [f"--runs_dir={tmp_path}", "--run=a", "--ckpt_path=last", "--model.learning_rate=0.5"]
     given = with_settings_of_the_run(["--config", str(DEFAULT_CONFIG), *args], [DEFAULT_CONFIG])
     assert given == ["--config", str(DEFAULT_CONFIG), "--config", str(folder / "config.yaml"), *args]
-    found = RunCLI([*given[:4], args[0], "--run=b", args[3]], build=False).config.model.init_args
+    found = PretrainCLI([*given[:4], args[0], "--run=b", args[3]], build=False).config.model.init_args
     assert found.prototypes == 64 and found.learning_rate == 0.5

@@ -11,14 +11,23 @@ import pytest
 import torch
 import yaml
 
-from nufm.cli import DEFAULT_CONFIG, RunCLI
+from nufm.commands.inputs import parse
+from nufm.commands.pretrain import DEFAULT_CONFIG, PretrainCLI
+from nufm.commands.probe import parser as probe_parser
 from nufm.data.transforms import EnergyJitter, view_augmentation
+from nufm.methods.linear_probe import EventChoice
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RUNS = sorted(p for p in (REPOSITORY / "configs").rglob("*.yaml") if p.parent.name != "data")
-NAMES = [str(p.relative_to(REPOSITORY / "configs")) for p in RUNS]
+CONFIGS = sorted(p for p in (REPOSITORY / "configs").rglob("*.yaml") if p.parent.name != "data")
+PROBES = [p for p in CONFIGS if "python scripts/probe.py" in p.read_text()]
+RUNS = [p for p in CONFIGS if p not in PROBES]  # of a Trainer
 PAPER = REPOSITORY / "configs" / "pretrain" / "panda.yaml"
 FIELDS = ("command", "hardware", "time", "score")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY / "configs"))
+
 
 
 def header(path: Path) -> dict[str, str]:
@@ -38,10 +47,11 @@ def header(path: Path) -> dict[str, str]:
 
 
 def test_there_are_runs():
-    assert {"tiny/panda.yaml", "pretrain/panda.yaml"} <= set(NAMES)
+    assert {"tiny/panda.yaml", "pretrain/panda.yaml"} <= {name_of(p) for p in RUNS}
+    assert {"tiny/probe.yaml", "probe/panda.yaml"} <= {name_of(p) for p in PROBES}
 
 
-@pytest.mark.parametrize("path", RUNS, ids=NAMES)
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_header_says_command_hardware_time_and_score(path):
     assert path.read_text().startswith("# "), "the first line says what the run is"
     fields = header(path)
@@ -52,7 +62,7 @@ def test_header_says_command_hardware_time_and_score(path):
     assert len(path.read_text().splitlines()) <= 100
 
 
-@pytest.mark.parametrize("path", RUNS, ids=NAMES)
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_command_of_the_header_is_this_run(path):
     python, script, *flags = shlex.split(header(path)["command"])
     assert python == "python" and (REPOSITORY / script).is_file()
@@ -62,13 +72,16 @@ def test_command_of_the_header_is_this_run(path):
     else:
         assert path == DEFAULT_CONFIG
     if script == "scripts/pretrain.py":
-        RunCLI(flags, build=False)
+        PretrainCLI(flags, build=False)
+    if script == "scripts/probe.py":
+        assert "--checkpoint" in flags
+        parse(probe_parser, flags, "")
 
 
-@pytest.mark.parametrize("path", RUNS, ids=NAMES)
+@pytest.mark.parametrize("path", RUNS, ids=name_of)
 def test_run_can_be_built(path):
     """Model (without memory, on the meta device) and data module; the files of the data need not be there."""
-    cli = RunCLI(["--config", str(path)], build=False)
+    cli = PretrainCLI(["--config", str(path)], build=False)
     with torch.device("meta"):
         built = cli.parser.instantiate_classes(cli.config)
     assert sum(p.numel() for p in built.model.parameters()) > 0
@@ -79,7 +92,7 @@ def _devices(devices: object) -> int:
     return devices if isinstance(devices, int) else 1
 
 
-@pytest.mark.parametrize("path", RUNS, ids=NAMES)
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_names_are_import_paths_without_code(path):
     """YAML only names classes of nufm, Lightning or torch; it interpolates nothing."""
     text = path.read_text()
@@ -92,19 +105,31 @@ def test_names_are_import_paths_without_code(path):
         return [c for v in value for c in class_paths(v)] if isinstance(value, list) else []
 
     found = class_paths(yaml.safe_load(text))
-    assert found and all(c.split(".")[0] in ("nufm", "lightning", "torch") for c in found)
+    assert bool(found) is (path in RUNS) and all(c.split(".")[0] in ("nufm", "lightning", "torch") for c in found)
 
 
 def test_paper_run_has_the_published_size():
     """Encoder 90,758,832 parameters with its mask token, student 103,882,928 (arXiv 2512.01324, released
     model).
     """
-    cli = RunCLI(["--config", str(PAPER)], build=False)
+    cli = PretrainCLI(["--config", str(PAPER)], build=False)
     with torch.device("meta"):
         model = cli.parser.instantiate_classes(cli.config).model
     assert sum(p.numel() for p in model.student.backbone.parameters()) == 90_758_832
     assert sum(p.numel() for p in model.student.parameters()) == 103_882_928
     assert not any(p.requires_grad for p in model.teacher.parameters())
+
+
+def test_published_probe_is_the_published_one():
+    """1000 and the next 1000 test events, AdamW 1e-3, 65,536 points a batch, 5 epochs (DeepLearnPhysics/Panda)."""
+    path = REPOSITORY / "configs" / "probe" / "panda.yaml"
+    made, config = parse(probe_parser, ["--config", str(path), "--checkpoint", "x"], "")
+    options = made.instantiate(config)
+    assert options.fit == options.score == EventChoice("test", 1000)
+    assert (options.probe.epochs, options.probe.batch_size, options.probe.learning_rate) == (5, 65536, 1e-3)
+    assert (options.probe.schedule, options.probe.standardise) == ("constant", False)
+    assert set(options.tasks) == {"motif", "pid"} and len(options.seeds) >= 3
+    assert (options.data.min_points, options.data.energy_threshold) == (1024, 0.13)
 
 
 # Panda as published: arXiv 2512.01324, and the released training configuration "smallmask"
@@ -205,7 +230,7 @@ def _listed(transforms: list) -> list[tuple[str, dict]]:
 
 
 def test_paper_run_is_the_published_one():
-    cli = RunCLI(["--config", str(PAPER)], build=False)
+    cli = PretrainCLI(["--config", str(PAPER)], build=False)
     for path, expected in PUBLISHED.items():
         found = _at(cli.config, path)
         if isinstance(expected, str):
@@ -220,7 +245,7 @@ def test_paper_run_is_the_published_one():
 
 
 def test_paper_run_cuts_and_augments_as_published():
-    cli = RunCLI(["--config", str(PAPER)], build=False)
+    cli = PretrainCLI(["--config", str(PAPER)], build=False)
     with torch.device("meta"):
         data = cli.parser.instantiate_classes(cli.config).data
     views = data.views
@@ -236,7 +261,7 @@ def test_paper_run_cuts_and_augments_as_published():
 def test_short_flags_reach_the_configuration():
     flags = """--data.root /data/x --trainer.max_steps 10 --model.encoder.drop_path=0.1
         --model.mask_ratio [0.1,0.2] --data.views.n_local 3"""
-    config = RunCLI(["--config", str(PAPER), *flags.split()], build=False).config
+    config = PretrainCLI(["--config", str(PAPER), *flags.split()], build=False).config
     assert config.data.init_args.root == "/data/x"
     assert config.trainer.max_steps == 10
     assert config.model.init_args.encoder.init_args.drop_path == 0.1
@@ -253,5 +278,5 @@ def test_no_configuration_leaks_into_another(tmp_path):
     del given["model"]["init_args"]["prototypes"]
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(given))
-    found = RunCLI(["--config", str(path)], build=False).config.model.init_args.prototypes
+    found = PretrainCLI(["--config", str(path)], build=False).config.model.init_args.prototypes
     assert found == 4096 != changed, "a field left out has the method's own default"

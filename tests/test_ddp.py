@@ -9,7 +9,7 @@ import pytest
 import torch
 from run_support import start, weights, write_config, write_data
 
-from nufm.cli import pretrain
+from nufm.commands.pretrain import pretrain
 
 # Drop path and the shuffled order of the curves are drawn per process: off, since they cannot agree.
 SAME_DRAWS = {

@@ -34,7 +34,7 @@ ARROWS = {
         *("commands", "cli", "running", "methods", "report", "evaluation", "checkpoint", "models", "data", "metrics"),
         *("display", "ops.dispatch", "machine"),
     },
-    "cli": {"cli", "running", "methods", "report", "checkpoint", "data.event", "ops.dispatch"},
+    "cli": {"cli", "running", "ops.dispatch"},
 }
 LAZY = {("data", "simulation")}  # allowed inside a function only: it compiles
 
@@ -101,7 +101,8 @@ def violations(source: str, module: str, declared: set[str]) -> list[str]:
         if root == "nufm":
             target = item.name.removeprefix("nufm").lstrip(".")
             if part == "nufm":
-                bad.append(f"nufm/__init__.py imports {item.name}: importing nufm must stay light")
+                if item.top:
+                    bad.append(f"nufm/__init__.py imports {item.name} at its top: importing nufm must stay light")
             elif target and part not in ARROWS:
                 bad.append(f"{module}: part '{part}' of nufm has no place in the layering yet")
             elif target and not any(target == a or target.startswith(a + ".") for a in ARROWS[part]):
@@ -194,7 +195,9 @@ def test_allowed_imports_pass():
         "nufm.models.ptv3": "from nufm.data.event import PointBatch\nfrom nufm.ops import pool\nimport torch",
         "nufm.ops.backends.attention": "import flash_attn",
         "nufm.data.datamodule": "def f():\n    from nufm.simulation.dataset import ensure_dataset",
-        "nufm.cli": "from nufm.running.folder import config_name\nfrom nufm.report import write_report",
+        "nufm.cli": "from nufm.running.folder import config_name",
+        "nufm": "def from_pretrained():\n    from nufm.checkpoint import from_pretrained",
+        "nufm.commands.pretrain": "from nufm.report import write_report",
     }
     for module, source in allowed.items():
         assert violations(source, module, declared_packages()) == []

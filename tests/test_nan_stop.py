@@ -8,7 +8,7 @@ import pytest
 import torch
 from run_support import callback, weights, write_config, write_data
 
-from nufm.cli import pretrain
+from nufm.commands.pretrain import pretrain
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nufm.cli import RunCLI
+from nufm.commands.pretrain import PretrainCLI
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -67,7 +67,7 @@ def test_pretrain_commands_parse(monkeypatch):
         flags = words[words.index("scripts/pretrain.py") + 1 :]
         if "--ckpt_path" in flags or any(w.startswith(("<", "$", "runs/")) for w in flags):
             continue
-        RunCLI(flags, build=False)
+        PretrainCLI(flags, build=False)
         tried += 1
     assert tried >= 2
 

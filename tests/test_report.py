@@ -18,7 +18,7 @@ import torch
 from matplotlib.image import imread
 from run_support import REPOSITORY, write_config, write_data
 
-import nufm.cli
+import nufm.commands.pretrain
 from nufm.checkpoint import from_pretrained
 from nufm.data.event import MOTIF_NAMES
 from nufm.models.ptv3 import PointTransformerV3, upcast
@@ -33,7 +33,7 @@ class Finished:
 
     folder: Path
     said: str
-    cli: nufm.cli.RunCLI
+    cli: nufm.commands.pretrain.PretrainCLI
 
     @property
     def report(self) -> dict:
@@ -68,9 +68,9 @@ def run(tmp_path_factory) -> Finished:
         report={"enabled": True, "n_events": 4, "probe": PROBE},
         runs_dir=str(folder / "runs"),
     )
-    seen, said, original = [], io.StringIO(), nufm.cli.report
+    seen, said, original = [], io.StringIO(), nufm.commands.pretrain.report
 
-    def report(cli: nufm.cli.RunCLI) -> None:
+    def report(cli: nufm.commands.pretrain.PretrainCLI) -> None:
         seen.append(cli)
         original(cli)
 
@@ -78,9 +78,9 @@ def run(tmp_path_factory) -> Finished:
         for name in list(os.environ):
             if name.startswith(("SLURM_", "NUFM_RUN", "TORCHELASTIC")):
                 patch.delenv(name)
-        patch.setattr(nufm.cli, "report", report)
+        patch.setattr(nufm.commands.pretrain, "report", report)
         with contextlib.redirect_stdout(said):
-            nufm.cli.pretrain(["--config", str(config)])
+            nufm.commands.pretrain.pretrain(["--config", str(config)])
     (found,) = (folder / "runs" / "mini").iterdir()
     return Finished(found, said.getvalue(), seen[0])
 
@@ -175,7 +175,7 @@ def test_next_commands_can_be_typed(run):
     assert len(runs) == 2
     for words in runs:
         flags = [str(REPOSITORY / w) if w.startswith("configs/") else w for w in words[2:]]
-        nufm.cli.RunCLI(flags, build=False)
+        nufm.commands.pretrain.PretrainCLI(flags, build=False)
 
 
 def test_table_is_printed(run):

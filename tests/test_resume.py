@@ -14,7 +14,7 @@ import pytest
 import torch
 from run_support import callback, start, wait_for, weights, write_config, write_data
 
-from nufm.cli import pretrain
+from nufm.commands.pretrain import pretrain
 from nufm.running.checkpointing import (
     AtomicCheckpointIO,
     IncompleteCheckpoint,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from run_support import callback, weights, write_config, write_data
 
-from nufm.cli import pretrain
+from nufm.commands.pretrain import pretrain
 from nufm.running.checkpointing import verify
 from nufm.running.folder import new_run_folder, slurm_job
 

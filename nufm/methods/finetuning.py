@@ -19,6 +19,7 @@ import torch
 from lightning import LightningModule
 from torch import nn
 
+from nufm.data.event import PointBatch
 from nufm.data.tasks import Task, task_named
 from nufm.methods.schedules import decays, one_cycle
 
@@ -119,6 +120,10 @@ class FineTuning(LightningModule):
                 f"{', '.join(wrong[:6])}"
             )
         self.network.encoder.load_state_dict(mine | given)
+
+    def check_labels(self, batch: PointBatch) -> None:
+        """Raises ValueError if the events of a batch do not carry the labels of the task."""
+        self.task.targets(batch.labels, batch.names)
 
     def train(self, mode: bool = True) -> FineTuning:
         """A frozen encoder stays in evaluation mode: drop path would make its features noisy (published: it does)."""

@@ -1,0 +1,159 @@
+"""``scripts/finetune.py``: train a network on labels, from a pretrained encoder or from scratch; export it, score it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
+from rich.console import Console
+
+from nufm.checkpoint import check_compatible, from_pretrained, save_pretrained
+from nufm.cli import REPOSITORY, RunCLI, run
+from nufm.data.event import PointBatch
+from nufm.methods.finetuning import FineTuning
+from nufm.running.folder import git_state
+
+USAGE = "python scripts/finetune.py [--config FILE] [--pretrained RUN_OR_EXPORT] [--KEY VALUE ...]"
+
+DESCRIPTION = """\
+Train a network on labelled events: semantic segmentation, particles or interactions; from a pretrained encoder (regimes
+lin, dec, full) or from random weights (scratch). Writes scores, tables and pictures into a run folder.
+
+  python scripts/finetune.py --pretrained runs/tiny-panda/TIME
+      a small run on simulated events, from the encoder of a run of scripts/pretrain.py
+  python scripts/finetune.py --pretrained RUN --model.regime lin --model.network.decoder null
+      a linear layer on frozen features
+  python scripts/finetune.py --model.regime scratch
+      the same network from random weights
+  python scripts/finetune.py --config configs/tiny/uresnet.yaml
+      the sparse UResNet
+  python scripts/finetune.py --pretrained RUN --data.max_events 20
+      with the labels of 20 events
+  python scripts/finetune.py --ckpt_path last
+      continue the newest run of this configuration"""
+
+PEEK = 8  # events of a split whose labels are looked at before the training begins
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What a run ends with.
+
+    Attributes:
+        enabled: score the exported model on the test split and write scores.json, report.md and pictures.
+        n_events: how many test events; None = all.
+    """
+
+    enabled: bool = True
+    n_events: int | None = None
+
+
+class FinetuneCLI(RunCLI):
+    """The command line of a training on labels."""
+
+    usage, description = USAGE, DESCRIPTION
+    default_config = REPOSITORY / "configs" / "tiny" / "semantic.yaml"
+
+    def add_options(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--pretrained",
+            type=str | None,
+            default=None,
+            help="Encoder to start from: a run folder of scripts/pretrain.py, an export, hf://owner/name, or released "
+            "Panda weights. For the regimes lin, dec and full.",
+        )
+        parser.add_class_arguments(EvaluationOptions, "evaluation")
+
+    def splits(self) -> dict[str, str]:
+        needed = {"train": ""}
+        if self.config.evaluation.enabled:
+            needed["test"] = (
+                "the model is scored on test events; name them with --data.splits, or train without scores: "
+                "--evaluation.enabled false"
+            )
+        return needed
+
+    def check(self) -> None:
+        super().check()
+        if not isinstance(self.model, FineTuning):
+            raise ValueError(
+                f"model.class_path is {type(self.model).__name__}, which does not learn from labels; expected "
+                "nufm.methods.segmentation.Segmentation or nufm.methods.panoptic.Panoptic"
+            )
+        if getattr(self.datamodule, "views", None) is not None:
+            raise ValueError("data.views cuts events into views for pretraining; leave it out: labels need whole events")
+        self._check_labels()
+        self._start_from_pretrained()
+
+    def _check_labels(self) -> None:
+        """The first events of every split carry the labels of the task."""
+        data = self.datamodule
+        if data.root == "simulated" or data.root.startswith("hf://"):
+            return  # simulated events have all labels; what is to be downloaded is checked batch by batch
+        for split in ("train", "val", "test"):
+            if not data.has_split(split) or (split == "test" and not self.config.evaluation.enabled):
+                continue
+            dataset = data.eval_dataset(split)
+            for event in itertools.islice((dataset[i] for i in range(len(dataset))), PEEK):
+                batch = PointBatch.from_events([event], data.grid_size)
+                self.model.check_labels(batch)
+
+    def _start_from_pretrained(self) -> None:
+        source, regime = self.config.pretrained, self.model.regime
+        if source is None:
+            if regime != "scratch" and self.resume_from is None:
+                raise ValueError(
+                    f"regime '{regime}' starts from a pretrained encoder: name it with --pretrained RUN (a run of "
+                    "scripts/pretrain.py), or train from random weights with --model.regime scratch"
+                )
+            return
+        if self.resume_from is not None:
+            return  # all weights come from the checkpoint
+        pretrained = from_pretrained(source)
+        if regime != "scratch":
+            check_compatible(
+                pretrained, self.model.network.encoder, self.datamodule.transforms, self.datamodule.grid_size
+            )
+        self.model.load_encoder(pretrained.encoder)
+
+
+def finetune(args: Sequence[str] | None = None) -> None:
+    """Run ``scripts/finetune.py`` with these flags; ends the process with a message and status 2 for a bad setting."""
+    run(FinetuneCLI, args, finish)
+
+
+def finish(cli: RunCLI, console: Console) -> None:
+    """Export the best weights, by the score of the validation events, and score them on the test events."""
+    model, data = cli.model, cli.datamodule
+    best = cli.run_dir / "checkpoints" / "best.ckpt"
+    if best.is_file():
+        content = torch.load(best, map_location="cpu", weights_only=True)
+        model.load_state_dict(content["state_dict"])
+        console.print(f"best validation score at step {content['global_step']}: exported", markup=False)
+    folder = save_pretrained(
+        cli.run_dir / "export",
+        model.network,
+        transforms=data.transforms,
+        grid_size=data.grid_size,
+        task=model.task.name,
+        classes={model.task.label: model.task.classes},
+        units={"energy": "MeV", "momentum": "GeV/c", "vertex": "mm"},
+        selection={"energy_threshold": data.energy_threshold},
+        extra={
+            "method": cli.config.model.class_path,
+            "regime": model.regime,
+            "pretrained": cli.config.pretrained,
+            "steps": cli.trainer.global_step,
+            "data": "simulated by nufm" if data.root == "simulated" else data.root,
+            "commit": git_state(REPOSITORY)[0]["commit"],
+        },
+    )
+    print(f"\nModel: {folder}")
+    for command, what in (
+        (f"python scripts/evaluate.py --checkpoint {cli.run_dir}", "scores, tables and event displays"),
+        (f'python -c "import nufm; nufm.from_pretrained(\'{cli.run_dir}\').predict(\'events.h5\')"', "use it on a file"),
+    ):
+        print(f"  {command}\n      {what}")
