@@ -1,14 +1,19 @@
 """Models on disk: exports of nufm, and released weights of others."""
 
 from nufm.checkpoint.compatible import check_compatible
-from nufm.checkpoint.export import Pretrained, from_pretrained, save_pretrained, untrained_twin
-from nufm.checkpoint.weights import load_panda_pth
+from nufm.checkpoint.export import from_pretrained, save_pretrained
+from nufm.checkpoint.panda import load_panda, load_panda_pth
+from nufm.checkpoint.predictions import load_predictions, save_predictions
+from nufm.checkpoint.pretrained import Pretrained, untrained_twin
 
 __all__ = [
     "Pretrained",
     "check_compatible",
     "from_pretrained",
+    "load_panda",
     "load_panda_pth",
+    "load_predictions",
+    "save_predictions",
     "save_pretrained",
     "untrained_twin",
 ]

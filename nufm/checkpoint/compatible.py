@@ -10,7 +10,7 @@ from torch import nn
 from nufm.data.transforms import Compose, Transform
 
 if TYPE_CHECKING:
-    from nufm.checkpoint.export import Pretrained
+    from nufm.checkpoint.pretrained import Pretrained
 
 # Arguments that shape the training and not the function: an encoder with other values takes the same weights.
 TRAINING_ONLY = {"drop_path", "layer_scale", "mask_token", "shuffle_orders"}

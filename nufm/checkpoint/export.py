@@ -1,131 +1,41 @@
-"""Encoders on disk: weights together with everything needed to use them.
+"""Models on disk: weights together with everything needed to use them.
 
 An export is a folder of two files:
 
     model.safetensors   the weights
-    config.json         class and constructor arguments of the encoder, the transforms that events go
-                        through before it, edge of a lattice cell, classes, units, provenance
+    config.json         class and constructor arguments of the model (an encoder, or a network with an encoder in it),
+                        task, transforms that events go through before it, how they are selected, edge of a
+                        lattice cell, classes, units, provenance
 
-Loading an export runs no code from it: ``config.json`` may only name encoders defined in ``nufm.models`` and
-transforms defined in ``nufm.data.transforms``, with arguments that are numbers, strings, booleans, null,
-or lists of these; safetensors holds nothing but arrays. Anything else is refused, and so are weights that
-do not fit.
-
-Released Panda weights (Young & Terao, arXiv 2512.01324; DeepLearnPhysics/Panda) are read by
-``load_panda_pth``.
-
-Shape legend: N points of an event, C feature width.
+Loading an export runs no code from it (see ``nufm.checkpoint.describe``); safetensors holds nothing but arrays.
+Anything else is refused, and so are weights that do not fit. Version 1 of the format held encoders only and is
+still read.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import inspect
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import nufm
-from nufm.checkpoint.weights import check_finite, check_fit, load_panda_pth, sha256, tensor_shapes
-from nufm.data.event import Event, PointBatch
-from nufm.data.transforms import Compose, Transform, compose, event_transforms
-from nufm.models.ptv3 import upcast
+from nufm.checkpoint.compatible import flatten
+from nufm.checkpoint.describe import MODELS, TRANSFORMS, build, describe_model, describe_transform
+from nufm.checkpoint.files import CONFIG, MARK, WEIGHTS, find_export
+from nufm.checkpoint.panda import load_panda
+from nufm.checkpoint.pretrained import ENERGY_THRESHOLD, Pretrained
+from nufm.checkpoint.weights import check_finite, check_fit, sha256, tensor_shapes
+from nufm.data.tasks import TASKS, task_named
+from nufm.data.transforms import Transform
 
-FORMAT, FORMAT_VERSION = "nufm-encoder", 1
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-ENCODERS, TRANSFORMS = "nufm.models", "nufm.data.transforms"
-HUB = "hf://"
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """An encoder and how to use it.
-
-    Attributes:
-        encoder: in evaluation mode.
-        transforms: what an event goes through, in order, before packing.
-        grid_size: edge of a lattice cell, for ``PointBatch.from_events``.
-        classes: label -> names of its classes, in order.
-        units: quantity -> unit.
-        extra: provenance: anything the exporter wrote down, as JSON.
-        source: where it was loaded from.
-    """
-
-    encoder: nn.Module
-    transforms: tuple[Transform, ...]
-    grid_size: float
-    classes: dict[str, list[str]] = field(default_factory=dict)
-    units: dict[str, str] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
-    source: str = ""
-
-    def batch(self, events: Sequence[Event]) -> PointBatch:
-        """The events as the encoder takes them. An event's seed fixes what its transforms draw at random."""
-        ready = [compose(self.transforms, event, np.random.default_rng(event.seed)) for event in events]
-        return PointBatch.from_events(ready, self.grid_size)
-
-    @torch.no_grad()
-    def features(self, event: Event) -> np.ndarray:
-        """Features of every voxel of one event: all stages carried up to the voxels, in evaluation mode.
-
-        A voxel that the transforms dropped (another one is in its lattice cell) gets the features of the
-        nearest one kept.
-
-        Returns:
-            float32 (N, C), rows in the order of ``event``.
-        """
-        # Row numbers travel in place of a label: transforms may drop and reorder points.
-        numbered = event.replace(particle=np.arange(len(event)))
-        numbered = compose(self.transforms, numbered, np.random.default_rng(event.seed))
-        batch = PointBatch.from_events([numbered], self.grid_size)
-        device = next(self.encoder.parameters()).device
-        was_training = self.encoder.training
-        self.encoder.eval()
-        try:
-            kept = upcast(self.encoder(batch.to(device))).float().cpu().numpy()
-        finally:
-            self.encoder.train(was_training)
-        row = np.full(len(event), -1)
-        row[numbered.particle] = np.arange(len(kept))
-        position, dropped = event.voxel.astype(np.float32), np.flatnonzero(row < 0)
-        for start in range(0, len(dropped), 256):
-            index = dropped[start : start + 256]
-            distance = np.square(position[index, None] - position[None, numbered.particle]).sum(-1)
-            row[index] = distance.argmin(1)
-        return kept[row]
-
-    def untrained(self, seed: int = 0) -> Pretrained:
-        """The same architecture with fresh random weights; the global random state is left alone."""
-        twin = untrained_twin(self.encoder, seed)
-        return dataclasses.replace(self, encoder=twin, source=f"untrained, seed {seed}")
-
-
-def untrained_twin(encoder: nn.Module, seed: int) -> nn.Module:
-    """The same architecture with fresh weights, in evaluation mode, on the same device.
-
-    The weights are drawn on the CPU, so that a seed means the same everywhere; the global random states, of the
-    GPUs too, are left alone.
-
-    Raises:
-        ValueError: the encoder does not keep its constructor arguments.
-    """
-    arguments = _arguments(encoder, None)
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would reseed the GPUs too, which fork_rng does not undo here (forking all of them
-        # would start CUDA where it is not used); the weights need the CPU's generator only.
-        torch.default_generator.manual_seed(seed)
-        twin = type(encoder)(**arguments).eval()
-    return twin.to(next(encoder.parameters()).device)
+FORMAT, FORMAT_VERSION = "nufm-model", 2
+FIRST_FORMAT = "nufm-encoder"  # of version 1
 
 
 # ---- writing ------------------------------------------------------------
@@ -133,47 +43,58 @@ def untrained_twin(encoder: nn.Module, seed: int) -> nn.Module:
 
 def save_pretrained(
     folder: str | Path,
-    encoder: nn.Module,
+    model: nn.Module,
     *,
     transforms: Sequence[Transform],
     grid_size: float,
+    task: str | None = None,
     classes: Mapping[str, Sequence[str]] | None = None,
     units: Mapping[str, str] | None = None,
+    selection: Mapping[str, float] | None = None,
     extra: Mapping[str, Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write an encoder with its preprocessing, classes and units.
+    """Write a model with its preprocessing, task, classes and units.
 
     Args:
         folder: made if it is not there; an export in it is replaced.
-        encoder: of a class defined in ``nufm.models``.
+        model: of a class defined in ``nufm.models``.
         transforms: applied to an event before packing (not the augmentations of training).
         grid_size: edge of a lattice cell in the units of the transformed coordinates.
-        classes: label -> names of its classes.
+        task: what the model predicts, a name of ``nufm.data.tasks.TASKS``; None for an encoder.
+        classes: label -> names of its classes; those of the task are added if they are not given.
         units: quantity -> unit, e.g. energy: MeV.
+        selection: how events were read: ``energy_threshold`` in MeV (default 0.13).
         extra: provenance (data set, commit, step, student or teacher, scores), anything JSON can hold.
-        arguments: constructor arguments of the encoder; by default its attribute ``arguments``.
+        arguments: constructor arguments of the model; by default its attribute ``arguments``.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: something that could not be loaded again, or weights that are not finite.
+        ValueError: something that could not be loaded again, a task that the model does not fit, or weights that
+            are not finite.
     """
     folder = Path(folder)
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in encoder.state_dict().items()}
-    check_finite(tensors, "encoder")
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    check_finite(tensors, type(model).__name__)
+    named = {k: list(v) for k, v in (classes or {}).items()}
+    if task is not None:
+        named.setdefault(task_named(task).label, list(task_named(task).classes))
+        _check_task(model, task, named, str(folder))
     config = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "nufm_version": nufm.__version__,
-        "encoder": _description(encoder, _arguments(encoder, arguments), ENCODERS),
-        "transforms": [_description(t, _fields(t), TRANSFORMS) for t in _flatten(transforms)],
+        "model": describe_model(model, arguments),
+        "task": task,
+        "transforms": [describe_transform(t) for t in flatten(transforms)],
         "grid_size": float(grid_size),
-        "classes": {k: list(v) for k, v in (classes or {}).items()},
+        "selection": {"energy_threshold": ENERGY_THRESHOLD, **(selection or {})},
+        "classes": named,
         "units": dict(units or {}),
         "extra": dict(extra or {}),
-        "weights": {"file": WEIGHTS, "parameters": sum(p.numel() for p in encoder.parameters())},
+        "weights": {"file": WEIGHTS, "parameters": sum(p.numel() for p in model.parameters())},
     }
     try:
         json.dumps(config, allow_nan=False)
@@ -183,7 +104,8 @@ def save_pretrained(
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
-    save_file(tensors, partial, metadata={"format": "pt"})
+    # One entry: safetensors writes several in any order, and the same export would have another SHA-256 each time.
+    save_file(tensors, partial, metadata={MARK: nufm.__version__})
     umask = os.umask(0)
     os.umask(umask)
     partial.chmod(0o666 & ~umask)  # safetensors makes files that only their owner can read
@@ -197,142 +119,84 @@ def save_pretrained(
     return folder
 
 
-def _arguments(encoder: nn.Module, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
-    found = getattr(encoder, "arguments", None) if arguments is None else arguments
-    if not isinstance(found, Mapping):
+def _check_task(model: nn.Module, task: str, classes: Mapping[str, Sequence[str]], where: str) -> None:
+    """Refuse a task that the model cannot fulfil: no classes, or another number of them."""
+    names = classes.get(task_named(task).label, task_named(task).classes)
+    n_classes = getattr(model, "n_classes", None)
+    if n_classes is None or not hasattr(model, "predict"):
         raise ValueError(
-            f"{type(encoder).__name__} does not keep its constructor arguments in an attribute 'arguments'; "
-            "pass them as save_pretrained(..., arguments={...})"
+            f"{where}: the task is '{task}', but {type(model).__name__} predicts no classes; an encoder alone has none"
         )
-    return dict(found)
-
-
-def _fields(transform: Transform) -> dict[str, Any]:
-    if not dataclasses.is_dataclass(transform):
+    if n_classes != len(names):
         raise ValueError(
-            f"transform {transform!r} is not a dataclass; only those of {TRANSFORMS} can be exported"
+            f"{where}: the model has {n_classes} classes, the task '{task}' {len(names)} ({', '.join(names)}); is it a "
+            "model for another task?"
         )
-    return {f.name: getattr(transform, f.name) for f in dataclasses.fields(transform)}
-
-
-def _flatten(transforms: Sequence[Transform]) -> list[Transform]:
-    flat: list[Transform] = []
-    for transform in transforms:
-        flat.extend(_flatten(transform.transforms) if isinstance(transform, Compose) else [transform])
-    return flat
-
-
-def _description(thing: object, arguments: Mapping[str, Any], package: str) -> dict[str, Any]:
-    """``class_path`` and ``init_args``, checked as they will be when they are read."""
-    path = f"{type(thing).__module__}.{type(thing).__qualname__}"
-    cls = _allowed_class(path, package, "export")
-    _check_arguments(cls, arguments, "export")
-    plain = json.loads(json.dumps(arguments, allow_nan=False))
-    return {"class_path": path, "init_args": plain}
 
 
 # ---- reading ------------------------------------------------------------
 
 
 def from_pretrained(source: str | Path, map_location: torch.device | str = "cpu") -> Pretrained:
-    """Load an export.
+    """Load an export, or released Panda weights.
 
     Args:
-        source: an export folder; a run folder, of which ``export/`` is taken; ``hf://owner/name`` (or
-            ``owner/name`` if there is no such folder), optionally with ``@revision``, downloaded from the
-            Hugging Face Hub (not tested against the Hub itself: tests run without a network); or released
-            Panda weights, a ``.pth`` file, which come with the published preprocessing.
-        map_location: device of the encoder.
+        source: an export folder; a run folder, of which ``export/`` is taken; released Panda weights, a ``.pth`` or
+            ``.safetensors`` file or a folder with one and perhaps ``config.json``, which come with the published
+            preprocessing and, if the model has a head, its task; or ``hf://owner/name`` (or ``owner/name`` if there
+            is no such folder), optionally with ``@revision`` or ``/file.pth``, downloaded from the Hugging Face
+            Hub: ``DeepLearnPhysics/Panda-Base``, ``…/Panda-Semantic``, ``…/Panda-Particle``,
+            ``…/Panda-Interaction`` (not tested against the Hub itself: tests run without a network).
+        map_location: device of the model.
 
     Raises:
         FileNotFoundError: there is nothing there.
         ValueError: it is not an export, it is damaged, or it asks for something that is not allowed.
     """
-    path = Path(source).expanduser()
-    if path.is_file() and path.suffix == ".pth":
-        encoder = load_panda_pth(path).to(map_location)
-        extra = {"imported": "released Panda weights", "file": path.name}
-        return Pretrained(encoder, tuple(event_transforms()), 0.001, extra=extra, source=str(path))
-    folder = _folder(source)
-    config = _read_config(folder / CONFIG)
-    encoder = _build_encoder(config, folder)
-    transforms = tuple(_build(entry, TRANSFORMS, folder / CONFIG) for entry in config["transforms"])
+    place = find_export(source)
+    if place.name != CONFIG:
+        loaded = load_panda(place)
+        loaded.model.to(map_location)
+        return loaded
+    config = _read_config(place)
+    model = _build_model(config, place.parent)
+    transforms = tuple(build(entry, TRANSFORMS, place) for entry in config["transforms"])
+    if config["task"] is not None:
+        _check_task(model, config["task"], config["classes"], str(place))
     return Pretrained(
-        encoder=encoder.to(map_location).eval(),
+        model=model.to(map_location).eval(),
         transforms=transforms,
         grid_size=config["grid_size"],
+        task=config["task"],
         classes=config["classes"],
         units=config["units"],
+        selection=config["selection"],
         extra=config["extra"],
         source=str(source),
     )
 
 
-def _folder(source: str | Path) -> Path:
-    path = Path(source).expanduser()
-    if path.is_file() and path.name in (WEIGHTS, CONFIG):
-        path = path.parent
-    if path.is_file():
-        raise ValueError(
-            f"{path}: not an export; give the export folder or the run folder (a Lightning .ckpt is for "
-            "resuming only)"
-        )
-    if path.is_dir():
-        for folder in (path, path / "export"):
-            if (folder / CONFIG).is_file():
-                return folder
-        found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-        raise FileNotFoundError(
-            f"{path}: neither an export ({WEIGHTS}, {CONFIG}) nor a run with an export/ in it, found "
-            f"{found}; a run writes its export when it ends"
-        )
-    name = str(source)
-    if name.startswith(HUB) or re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
-        return _download(name.removeprefix(HUB), explicit=name.startswith(HUB))
-    raise FileNotFoundError(
-        f"{path}: no such file or folder; expected an export folder, a run folder or hf://owner/name"
-    )
-
-
-def _download(name: str, explicit: bool) -> Path:
-    """Export folder of a model on the Hugging Face Hub: the two files, nothing else."""
-    from huggingface_hub import snapshot_download  # imported here: it is slow to import and rarely needed
-
-    name, _, revision = name.partition("@")
-    try:
-        return Path(
-            snapshot_download(name, revision=revision or None, allow_patterns=["*.safetensors", CONFIG])
-        )
-    except Exception as error:  # "no network" and "no such model" are errors of several libraries
-        here = "" if explicit else f"there is no folder '{name}' here, and "
-        raise FileNotFoundError(
-            f"{here}the model '{name}' could not be downloaded from the Hugging Face Hub: {error}"
-        ) from error
-
-
 def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; an export holds {WEIGHTS} and {CONFIG}")
+    """``config.json``, checked; one of version 1 in the form of version 2."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path}: not valid JSON, it is truncated or damaged ({error}); get it again"
         ) from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if not isinstance(config, dict) or config.get("format") not in (FORMAT, FIRST_FORMAT):
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
+        raise ValueError(f"{path}: field 'format' is {found!r}, expected '{FORMAT}'")
+    version = config.get("format_version")
+    if version != (FORMAT_VERSION if config["format"] == FORMAT else 1):
         raise ValueError(
-            f"{path}: field 'format' is {found!r}, expected '{FORMAT}'; released Panda weights are read by "
-            "nufm.checkpoint.load_panda_pth"
+            f"{path}: field 'format_version' is {version!r}, this nufm {nufm.__version__} reads up to "
+            f"{FORMAT_VERSION}; written by nufm {config.get('nufm_version')!r}, install that one"
         )
-    if config.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: field 'format_version' is {config.get('format_version')!r}, this nufm "
-            f"{nufm.__version__} reads {FORMAT_VERSION}; written by nufm {config.get('nufm_version')!r}, "
-            "install that one"
-        )
+    if config["format"] == FIRST_FORMAT:
+        config = {"model": config.get("encoder"), "task": None, "selection": {}, **config}
     expected = {
-        **{"encoder": dict, "transforms": list, "grid_size": float},
+        **{"model": dict, "transforms": list, "grid_size": float, "selection": dict},
         **{"classes": dict, "units": dict, "extra": dict, "weights": dict},
     }
     for name, kind in expected.items():
@@ -340,20 +204,27 @@ def _read_config(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path}: field '{name}' is {config.get(name)!r}, expected a {kind.__name__}")
     if not 0 < config["grid_size"] < float("inf"):
         raise ValueError(f"{path}: field 'grid_size' is {config['grid_size']}, expected a positive number")
+    if config.get("task", "") not in (None, *TASKS):
+        raise ValueError(
+            f"{path}: field 'task' is {config.get('task')!r}, expected null or one of {', '.join(TASKS)}"
+        )
+    for name, value in config["selection"].items():
+        if name != "energy_threshold" or type(value) not in (int, float) or not 0 <= value < float("inf"):
+            raise ValueError(f"{path}: field 'selection' has {name} = {value!r}, expected energy_threshold in MeV")
+    for label, names in config["classes"].items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{path}: field 'classes' has {label} = {names!r:.200}, expected a list of names")
     return config
 
 
-def _build_encoder(config: dict[str, Any], folder: Path) -> nn.Module:
-    """Encoder with the weights of ``model.safetensors``, which must fit exactly."""
+def _build_model(config: dict[str, Any], folder: Path) -> nn.Module:
+    """Model with the weights of ``model.safetensors``, which must fit exactly."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; an export holds {WEIGHTS} and {CONFIG}")
     found = tensor_shapes(path)
     with torch.device("meta"):  # first without memory: a config can ask for any size
-        wanted = {
-            k: tuple(v.shape)
-            for k, v in _build(config["encoder"], ENCODERS, folder / CONFIG).state_dict().items()
-        }
+        wanted = {k: tuple(v.shape) for k, v in build(config["model"], MODELS, folder / CONFIG).state_dict().items()}
     check_fit(found, wanted, path)
     digest = sha256(path)
     if config["weights"].get("sha256") != digest:
@@ -364,64 +235,11 @@ def _build_encoder(config: dict[str, Any], folder: Path) -> nn.Module:
         )
     # Initial weights are drawn only to be replaced: loading must not shift anyone's random numbers.
     with torch.random.fork_rng(devices=[]):
-        encoder = _build(config["encoder"], ENCODERS, folder / CONFIG)
+        model = build(config["model"], MODELS, folder / CONFIG)
     tensors = load_file(path)
     check_finite(tensors, str(path))
-    encoder.load_state_dict(tensors, assign=True)
-    return encoder.requires_grad_(True)
-
-
-def _build(entry: object, package: str, where: Path) -> Any:
-    """The object that ``{"class_path": ..., "init_args": {...}}`` describes."""
-    if not isinstance(entry, dict) or set(entry) != {"class_path", "init_args"}:
-        raise ValueError(
-            f"{where}: {entry!r:.200} is not of the form {{'class_path': ..., 'init_args': {{...}}}}"
-        )
-    cls = _allowed_class(entry["class_path"], package, where)
-    _check_arguments(cls, entry["init_args"], where)
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["init_args"].items()}
-    try:
-        return cls(**arguments)
-    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
-        raise ValueError(
-            f"{where}: {entry['class_path']} cannot be built from {arguments}: {error}"
-        ) from error
-
-
-def _allowed_class(path: object, package: str, where: object) -> type:
-    """The class of an import path, if ``package`` defines it: what its modules only import is refused."""
-    kind = nn.Module if package == ENCODERS else Transform
-    pattern = rf"{re.escape(package)}(\.[a-z]\w*)*\.[A-Z]\w*"
-    if not isinstance(path, str) or not re.fullmatch(pattern, path, re.ASCII):
-        raise ValueError(f"{where}: class_path {path!r:.200} is not allowed; expected a class in {package}")
-    module, _, name = path.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"{where}: there is no class {path} in this nufm {nufm.__version__}; was the file written by a "
-            "newer one?"
-        ) from error
-    if not isinstance(cls, type) or not issubclass(cls, kind) or cls.__module__ != module:
-        raise ValueError(
-            f"{where}: class_path {path!r} is not allowed; expected a {kind.__name__} defined in {package}"
-        )
-    return cls
-
-
-def _check_arguments(cls: type, arguments: object, where: object) -> None:
-    if not isinstance(arguments, Mapping):
-        raise ValueError(
-            f"{where}: arguments of {cls.__name__} are a {type(arguments).__name__}, expected names and "
-            "values"
-        )
-    known = list(inspect.signature(cls).parameters)
-    for name, value in arguments.items():
-        if name not in known:
-            raise ValueError(f"{where}: {cls.__name__} has no argument {name!r}; it has {', '.join(known)}")
-        items = value if isinstance(value, (list, tuple)) else [value]
-        if not all(item is None or type(item) in (bool, int, float, str) for item in items):
-            raise ValueError(
-                f"{where}: argument '{name}' of {cls.__name__} is {value!r:.200}; allowed are numbers, "
-                "strings, booleans, null, and lists of these"
-            )
+    own = model.state_dict()
+    # In the file's precision, but in the memory order the model chose: kernels read it so.
+    laid_out = {k: torch.empty_like(own[k], dtype=v.dtype).copy_(v) for k, v in tensors.items()}
+    model.load_state_dict(laid_out, assign=True)
+    return model.requires_grad_(True)

@@ -1,0 +1,245 @@
+"""A model and how to use it: what comes out of :func:`nufm.checkpoint.from_pretrained`.
+
+Shape legend: N voxels of an event, C classes or channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from nufm.checkpoint.describe import rebuilt
+from nufm.data.event import Event, PointBatch
+from nufm.data.pilarnet import PILArNetReader
+from nufm.data.prediction import EventPrediction, PointPrediction
+from nufm.data.tasks import Task, task_named
+from nufm.data.transforms import Transform, compose
+from nufm.models.ptv3 import upcast
+
+ENERGY_THRESHOLD = 0.13  # MeV, of Panda's runs: for exports that do not say
+Events = str | Path | Sequence[Event]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model, its preprocessing, its classes.
+
+    Attributes:
+        model: in evaluation mode: an encoder, or a network with an attribute ``encoder`` and a method ``predict``.
+        transforms: what an event goes through, in order, before packing.
+        grid_size: edge of a lattice cell, for ``PointBatch.from_events``.
+        task: what the model predicts, a name of ``nufm.data.tasks.TASKS``; None for an encoder.
+        classes: label -> names of its classes, in order.
+        units: quantity -> unit.
+        selection: how events are read before the transforms: ``energy_threshold`` in MeV.
+        extra: provenance: anything the exporter wrote down, as JSON.
+        source: where it was loaded from.
+    """
+
+    model: nn.Module
+    transforms: tuple[Transform, ...]
+    grid_size: float
+    task: str | None = None
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    selection: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The model, or the encoder in it."""
+        return getattr(self.model, "encoder", self.model)
+
+    @property
+    def energy_threshold(self) -> float:
+        """Voxels with at most this energy in MeV are dropped when a file is read."""
+        return float(self.selection.get("energy_threshold", ENERGY_THRESHOLD))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes that the model predicts.
+
+        Raises:
+            ValueError: the export has no task.
+        """
+        task = self._task()
+        return tuple(self.classes.get(task.label, task.classes))
+
+    def batch(self, events: Sequence[Event]) -> PointBatch:
+        """The events as the model takes them. An event's seed fixes what its transforms draw at random."""
+        return PointBatch.from_events([_transformed(e, self.transforms) for e in events], self.grid_size)
+
+    @torch.no_grad()
+    def features(self, event: Event) -> np.ndarray:
+        """Features of every voxel of one event: all stages carried up to the voxels, in evaluation mode.
+
+        A voxel that the transforms dropped (another one is in its lattice cell) gets the features of the
+        nearest one kept.
+
+        Returns:
+            float32 (N, C), rows in the order of ``event``.
+
+        Raises:
+            ValueError: the model has no encoder with stages.
+        """
+        batch, kept = self._numbered([event])
+        with _evaluating(self.encoder):
+            stages = self.encoder(batch.to(_device(self.encoder)))
+            if not isinstance(stages, list):
+                raise ValueError(
+                    f"{self.source}: {type(self.encoder).__name__} has no features of several stages to show; use "
+                    "predict(), or an export with a Point Transformer encoder"
+                )
+            found = upcast(stages).float().cpu().numpy()
+        return found[_nearest_kept(event, kept[0])]
+
+    def predict(self, source: Events, batch_size: int = 8, progress: bool = True) -> list[EventPrediction]:
+        """Predictions for every voxel of every event.
+
+        Args:
+            source: HDF5 file, folder or glob in the PILArNet-M layout, read with the export's own selection; or a
+                list of events, taken as they are.
+            batch_size: events at a time. What is predicted for an event does not depend on it.
+            progress: show a bar on the terminal while there is more than one batch.
+
+        Returns:
+            One per event, in order. Rows are those of the event as it was read (after the energy cut); a voxel that
+            the transforms dropped has the prediction of the nearest one kept.
+
+        Raises:
+            ValueError: the export has no task (an encoder alone), or the events are not what they should be.
+            FileNotFoundError: the path names nothing.
+        """
+        return list(self.predict_each(source, batch_size, progress))
+
+    def predict_each(
+        self, source: Events, batch_size: int = 8, progress: bool = True
+    ) -> Iterator[EventPrediction]:
+        """:meth:`predict` event by event, for files whose predictions do not fit into memory."""
+        self._task()
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        if isinstance(source, (str, Path)):
+            source = PILArNetReader(source, energy_threshold=self.energy_threshold, min_points=0)
+        starts = range(0, len(source), batch_size)
+        return self._predict_batches(source, starts, batch_size, progress and len(starts) > 1)
+
+    def _predict_batches(
+        self, source: Sequence[Event], starts: Iterable[int], size: int, progress: bool
+    ) -> Iterator[EventPrediction]:
+        with _bar(progress) as bar:
+            task = bar.add_task("events", total=len(source))
+            for start in starts:
+                events = [source[i] for i in range(start, min(start + size, len(source)))]
+                yield from self._predict(events)
+                bar.advance(task, len(events))
+
+    @torch.no_grad()
+    def _predict(self, events: list[Event]) -> list[EventPrediction]:
+        batch, kept = self._numbered(events)
+        with _evaluating(self.model):
+            found = self.model.predict(batch.to(_device(self.model)))
+        arrays = {f.name: _array(getattr(found, f.name)) for f in dataclasses.fields(PointPrediction)}
+        predictions, begin = [], 0
+        for event, rows in zip(events, kept, strict=True):
+            own = {k: None if v is None else v[begin : begin + len(rows)] for k, v in arrays.items()}
+            nearest = _nearest_kept(event, rows)
+            own = {k: None if v is None else v[nearest] for k, v in own.items()}
+            begin += len(rows)
+            predictions.append(EventPrediction(event.name, self.class_names, event.voxel, event.energy, **own))
+        return predictions
+
+    def _numbered(self, events: Sequence[Event]) -> tuple[PointBatch, list[np.ndarray]]:
+        """The batch, and for each event the rows, as it was read, that the transforms kept, in their order."""
+        # Row numbers travel in place of a label: transforms may drop and reorder points.
+        ready = [_transformed(e.replace(particle=np.arange(len(e))), self.transforms) for e in events]
+        return PointBatch.from_events(ready, self.grid_size), [e.particle for e in ready]
+
+    def _task(self) -> Task:
+        if self.task is None or not hasattr(self.model, "predict"):
+            raise ValueError(
+                f"{self.source or 'this export'} holds an encoder ({type(self.model).__name__}), which predicts no "
+                "classes: fine-tune it first (python scripts/finetune.py), and predict with that run; or take its "
+                "features(event)"
+            )
+        return task_named(self.task)
+
+    def untrained(self, seed: int = 0) -> Pretrained:
+        """The same architecture with fresh random weights; the global random state is left alone."""
+        return dataclasses.replace(
+            self, model=untrained_twin(self.model, seed), source=f"untrained, seed {seed}"
+        )
+
+
+def untrained_twin(model: nn.Module, seed: int) -> nn.Module:
+    """The same architecture with fresh weights, in evaluation mode, on the same device.
+
+    The weights are drawn on the CPU, so that a seed means the same everywhere; the global random states, of the
+    GPUs too, are left alone.
+
+    Raises:
+        ValueError: the model, or one inside it, does not keep its constructor arguments.
+    """
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reseed the GPUs too, which fork_rng does not undo here (forking all of them
+        # would start CUDA where it is not used); the weights need the CPU's generator only.
+        torch.default_generator.manual_seed(seed)
+        twin = rebuilt(model).eval()
+    return twin.to(_device(model))
+
+
+def _transformed(event: Event, transforms: Sequence[Transform]) -> Event:
+    return compose(transforms, event, np.random.default_rng(event.seed))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _array(values: torch.Tensor | None) -> np.ndarray | None:
+    return None if values is None else values.cpu().numpy()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards each module's own mode again (a frozen part of a model in training stays so)."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _nearest_kept(event: Event, kept: np.ndarray) -> np.ndarray:
+    """int64 (N,): for each voxel of ``event`` the place in ``kept`` of itself, else of the nearest voxel kept."""
+    place = np.full(len(event), -1)
+    place[kept] = np.arange(len(kept))
+    dropped = np.flatnonzero(place < 0)
+    if len(dropped):
+        if len(kept) == 0:
+            raise ValueError(f"{event.name}: the transforms drop all of its {len(event)} voxels")
+        from sklearn.neighbors import KDTree  # imported here: slow to import, and seldom needed
+
+        place[dropped] = KDTree(event.voxel[kept]).query(event.voxel[dropped], return_distance=False)[:, 0]
+    return place
+
+
+def _bar(shown: bool) -> Progress:
+    """Progress on the terminal; nothing elsewhere."""
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
