@@ -1,0 +1,205 @@
+"""What the commands on a trained model share: its events, its device, how a command line is parsed and a bad one told.
+
+A run folder is enough: the data settings of its config.yaml are the defaults, so that a run is probed and evaluated on
+the very files that it kept for that.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from rich.console import Console
+
+from nufm.checkpoint import Pretrained
+from nufm.data.datamodule import PointDataModule
+from nufm.data.pilarnet import PILArNetReader
+from nufm.data.transforms import Transform
+from nufm.machine import available_cores, keep_freed_memory
+from nufm.running.folder import environment, git_state
+from nufm.running.messages import shorter
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# Arguments of PointDataModule that say how it trains, and those that come with the weights.
+TRAINING = {"augment", "lattice", "views", "batch_size", "max_events", "subset_seed", "max_eval_events"}
+OF_THE_WEIGHTS = {"transforms", "grid_size", "energy_threshold"}
+
+
+def command_parser(usage: str, settings: type) -> ArgumentParser:
+    """Parser with ``--config``, the fields of the dataclass ``settings``, and ``--data.…``."""
+    # An abbreviated flag is a misspelt one, as in the command line of runs.
+    parser = ArgumentParser(usage=usage, description="", allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags go on top of it.")
+    parser.add_class_arguments(settings)
+    parser.add_class_arguments(PointDataModule, "data", skip=TRAINING | OF_THE_WEIGHTS, instantiate=False)
+    come_with = "It comes with the weights: leave it out, or give the same."
+    parser.add_argument("--data.transforms", type=list[Transform] | None, default=None, help=come_with)
+    parser.add_argument("--data.grid_size", type=float | None, default=None, help=come_with)
+    parser.add_argument(
+        "--data.energy_threshold",
+        type=float | None,
+        default=None,
+        help="Points with at most this energy in MeV are dropped; null = as the weights' own events were.",
+    )
+    parser.add_argument("--data.batch_size", type=int, default=16, help="Events in a batch; no score depends on it.")
+    return parser
+
+
+def parse(
+    make: Callable[[], ArgumentParser], args: Sequence[str], description: str
+) -> tuple[ArgumentParser, Namespace]:
+    """Settings: those of the run that ``--checkpoint`` names, then ``--config``, then flags.
+
+    Raises:
+        ValueError: a key or value that cannot be meant, in a line or two.
+    """
+    parser = make()
+    if {"--help", "-h"} & set(args):
+        usage, _, rest = parser.format_help().partition("\n\n")
+        print(f"{usage}\n\n{description}\n\n{rest.strip()}")
+        raise SystemExit(0)
+    known = [a.dest for a in parser._actions]
+    try:
+        first = parser.parse_args(list(args))
+        parser.set_defaults({f"data.{k}": v for k, v in run_data(first.checkpoint).items()})
+        return parser, parser.parse_args(list(args))
+    except ArgumentError as error:
+        raise ValueError(shorter(str(error.message or error), known)) from error
+
+
+def main(run: Callable[[Sequence[str]], object], args: Sequence[str] | None) -> None:
+    """Run a command; a bad input ends the process with a message and status 2."""
+    try:
+        run(sys.argv[1:] if args is None else args)
+    except (ValueError, OSError) as error:
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
+        raise SystemExit(2) from None
+
+
+# ---------------------------------------------------------------------------------------- the events
+
+
+def run_folder(checkpoint: str | Path) -> Path | None:
+    """The run folder that a checkpoint is, or that its export is in; None for others."""
+    path = Path(checkpoint).expanduser()
+    for folder in (path, path.parent) if path.name == "export" else (path,):
+        if (folder / "config.yaml").is_file() and (folder / "environment.json").is_file():
+            return folder
+    return None
+
+
+def run_data(checkpoint: str | Path) -> dict[str, Any]:
+    """Where the events of a run are and how they were selected; empty if the checkpoint is not of a run.
+
+    Raises:
+        ValueError: the run's config.yaml is not YAML.
+    """
+    folder = run_folder(checkpoint)
+    if folder is None:
+        return {}
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{folder / 'config.yaml'}: not valid YAML ({error})") from error
+    settings = ((config or {}).get("data") or {}).get("init_args") or {}
+    taken = ("root", "splits", "seed", "energy_threshold", "min_points")
+    simulated = ("n_train", "n_val", "n_test", "simulation_seed", "simulation_workers")
+    return {k: settings[k] for k in (*taken, *simulated) if k in settings}
+
+
+def open_data(settings: Namespace | dict, pretrained: Pretrained) -> PointDataModule:
+    """The events, prepared as the weights expect them.
+
+    Raises:
+        ValueError: other transforms or another lattice were given than those of the weights; what differs is said.
+    """
+    chosen = settings.as_dict() if isinstance(settings, Namespace) else dict(settings)
+    given, grid_size = chosen.pop("transforms", None), chosen.pop("grid_size", None)
+    differs = []
+    if given is not None:
+        ours, theirs = [repr(t) for t in pretrained.transforms], [repr(t) for t in given]
+        differs = [f"transforms: given {', '.join(theirs)}; of the weights {', '.join(ours)}"] * (ours != theirs)
+    if grid_size is not None and grid_size != pretrained.grid_size:
+        differs.append(f"grid_size: given {grid_size}, of the weights {pretrained.grid_size}")
+    if differs:
+        raise ValueError(
+            f"{pretrained.source}: the events would be prepared otherwise than in training. {'; '.join(differs)}. "
+            "Leave data.transforms and data.grid_size out: they come with the weights"
+        )
+    if chosen.get("energy_threshold") is None:
+        chosen["energy_threshold"] = pretrained.energy_threshold
+    return PointDataModule(**chosen, transforms=list(pretrained.transforms), grid_size=pretrained.grid_size)
+
+
+def check_labels(reader: PILArNetReader, labels: Sequence[str], remedy: str) -> None:
+    """Raises ValueError, naming the first file, if files lack the PID that one of ``labels`` needs."""
+    without = [f for f, columns in zip(reader.files, reader.cluster_columns, strict=True) if columns < 6]
+    if "pid" in labels and without:
+        more = f" and {len(without) - 1} more" if len(without) > 1 else ""
+        raise ValueError(
+            f"{without[0]}{more}: no 'pid' labels, found clusters of 5 columns (PILArNet-M v1), expected 6 "
+            f"(v2 or v3); {remedy}"
+        )
+
+
+# ---------------------------------------------------------------------------------------- the machine
+
+
+def choose_device(name: str, threads: int | None) -> torch.device:
+    """``auto`` is a GPU if there is one. On a CPU, sets the threads as runs do.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device '{name}' cannot be used here: {error}; try --device cpu") from error
+    if device.type == "cpu":
+        keep_freed_memory()
+    if threads is not None or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads or available_cores())
+    return device
+
+
+def provenance(pretrained: Pretrained, data: PointDataModule, readers: Mapping[str, PILArNetReader]) -> dict[str, Any]:
+    """Weights, files, commit and machine, for the JSON of a result.
+
+    Args:
+        pretrained: what is measured.
+        data: where its events are.
+        readers: split or name -> its events.
+    """
+    here = environment()
+    return {
+        "checkpoint": pretrained.source,
+        "trained": pretrained.extra,
+        "data": {
+            "root": data.root,
+            "files": {name: [str(f) for f in reader.files] for name, reader in readers.items()},
+            "energy_threshold": data.energy_threshold,
+            "energy_threshold_of_the_weights": pretrained.energy_threshold,
+            "min_points": data.min_points,
+            "below_min_points": {name: reader.n_below_minimum for name, reader in readers.items()},
+        },
+        "commit": git_state(REPOSITORY)[0]["commit"],
+        "environment": {k: here[k] for k in ("started", "command", "processor", "cpu_cores", "gpus", "packages")},
+    }
+
+
+def default_folder(checkpoint: str, what: str) -> Path:
+    """``what`` in the run folder, or runs/<what>/<name of the checkpoint>."""
+    folder = run_folder(checkpoint)
+    return folder / what if folder else Path("runs") / what / re.sub(r"[^\w.-]+", "-", Path(checkpoint).name)

@@ -1,0 +1,174 @@
+"""The command line of ``scripts/probe.py``: what can be read off frozen features with one linear layer."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from nufm.checkpoint import Pretrained, from_pretrained
+from nufm.commands.inputs import (
+    check_labels,
+    choose_device,
+    command_parser,
+    default_folder,
+    main,
+    open_data,
+    parse,
+    provenance,
+)
+from nufm.data.datamodule import PointDataModule
+from nufm.methods.linear_probe import EventChoice, ProbeSettings
+from nufm.models.ptv3 import PointTransformerV3
+from nufm.report import class_table, markdown, print_table, probe_tables
+
+USAGE = "python scripts/probe.py --checkpoint RUN_OR_EXPORT [--config FILE] [--KEY VALUE ...]"
+
+DESCRIPTION = """\
+Linear probe: freeze an encoder, fit one linear layer to its features, and score it on other events.
+
+  python scripts/probe.py --checkpoint runs/tiny-panda/20260101-120000
+      motif and PID on the run's own events, beside the untrained encoder and the raw inputs
+  python scripts/probe.py --checkpoint panda_base.pth --config configs/probe/panda.yaml --data.root /data/pilarnet_m
+      the published protocol
+  python scripts/probe.py --checkpoint RUN --tasks '[motif]' --compare '[]' --probe.epochs 10
+      one task, this encoder alone, longer
+
+Writes report.md, report.json and pictures into --out. No event is both fitted on and scored."""
+
+
+@dataclass
+class ProbeOptions:
+    """What is probed.
+
+    Attributes:
+        checkpoint: run folder, export folder, hf://owner/name, or released Panda weights (.pth).
+        tasks: motif (5 kinds of energy deposit), pid (6 particle types; files of PILArNet-M v1 have none).
+        fit: events that the probe is fitted on.
+        score: events that it is scored on; of the same split, those that come next.
+        shuffle: seed of the order in which events are taken from a split; null = file order.
+        probe: how the probe is fitted.
+        seeds: of the probes (start and order of the points), and of the untrained encoders.
+        compare: rows beside this encoder: "raw" (inputs without a network), "untrained" (the same encoder with fresh
+            weights); [] for neither.
+        storage: where the features wait: "disk" in float16 in the temporary folder (TMPDIR; 2.5 kB a point at paper
+            size, 8 GB for 1000 events), "memory" in float32.
+        device: auto, cpu, cuda, ...
+        threads: CPU threads; null = OMP_NUM_THREADS, else all cores.
+        out: folder of the results; null = probe/ in the run folder, else runs/probe/<checkpoint>/.
+    """
+
+    checkpoint: str
+    tasks: list[Literal["motif", "pid"]] = field(default_factory=lambda: ["motif", "pid"])
+    fit: EventChoice = field(default_factory=lambda: EventChoice("train"))
+    score: EventChoice = field(default_factory=lambda: EventChoice("test"))
+    shuffle: int | None = None
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    compare: list[Literal["raw", "untrained"]] = field(default_factory=lambda: ["raw", "untrained"])
+    storage: Literal["disk", "memory"] = "disk"
+    device: str = "auto"
+    threads: int | None = None
+    out: str | None = None
+
+
+def probe(args: Sequence[str] | None = None) -> None:
+    """Run ``scripts/probe.py`` with these flags (None: those of the process)."""
+    main(run, args)
+
+
+def parser() -> ArgumentParser:
+    return command_parser(USAGE, ProbeOptions)
+
+
+def run(args: Sequence[str]) -> dict:
+    """Parse, probe, write; returns what report.json holds.
+
+    Raises:
+        ValueError, OSError: a setting, file or checkpoint that cannot be used.
+    """
+    made, config = parse(parser, args, DESCRIPTION)
+    options = made.instantiate(config)
+    for name in ("tasks", "seeds"):
+        values = getattr(options, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name} is {values}, expected at least one, and none twice")
+    device = choose_device(options.device, options.threads)
+    pretrained = from_pretrained(options.checkpoint, map_location=device)
+    data = open_data(options.data, pretrained)
+    found = probe_checkpoint(pretrained, data, options)
+    out = Path(options.out) if options.out else default_folder(options.checkpoint, "probe")
+    write(found, out, made.dump(config, skip_unset=False))
+    for table in found["tasks"].values():
+        print_table(table, Console())
+    print(f"\nTables: {out / 'report.md'}. Pictures beside it: {', '.join(sorted(p.name for p in out.glob('*.png')))}.")
+    return found
+
+
+def probe_checkpoint(pretrained: Pretrained, data: PointDataModule, options: ProbeOptions | Namespace) -> dict:
+    """Tables of all tasks, and where they come from.
+
+    Raises:
+        ValueError: the model has no encoder with stages, a file lacks the labels, there are no events left, or an
+            event would be both fitted on and scored.
+    """
+    from nufm.display.geometry import is_simulated  # brings the detector files, not needed before
+
+    encoder = pretrained.encoder
+    if not isinstance(encoder, PointTransformerV3):
+        raise ValueError(
+            f"{pretrained.source}: a {type(encoder).__name__} has no encoder whose features could be probed, expected "
+            "a PointTransformerV3, alone or in a segmenter or detector; score it with scripts/evaluate.py"
+        )
+    for split in (options.fit.split, options.score.split):
+        remedy = "use files that have it, or leave the task out: --tasks '[motif]'"
+        check_labels(data.reader(split), options.tasks, remedy)
+    start = time.perf_counter()
+    tables = probe_tables(
+        encoder, data, options.fit, options.score, options.tasks, options.probe, options.seeds,
+        shuffle=options.shuffle, compare=options.compare, storage=options.storage,
+    )  # fmt: skip
+    splits = sorted({options.fit.split, options.score.split})
+    simulated = any(is_simulated(data.reader(split)[0]) for split in splits)
+    for table in tables.values():
+        table["simulated"] = simulated
+    return {"tasks": tables, "seconds": round(time.perf_counter() - start, 1)} | provenance(
+        pretrained, data, {split: data.reader(split) for split in splits}
+    )
+
+
+def write(found: dict, folder: Path, config: str) -> None:
+    """config.yaml, report.json, report.md and the pictures."""
+    from nufm.display.plots import score_bars
+    from nufm.display.scores import confusion_matrix
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config)
+    (folder / "report.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    parts = [f"# Linear probe of {found['checkpoint']}\n"]
+    for task, table in found["tasks"].items():
+        classes = "\n".join(class_table(table, row) for row in table["scores"])
+        parts.append(f"## {task}\n\n{markdown(table)}\n{classes}\n![confusion](confusion_{task}.png)\n")
+        score_bars(table, folder / f"scores_{task}.png")
+        confusion_matrix(mean_confusion(table), table["classes"], folder / f"confusion_{task}.png")
+    shared = next(iter(found["tasks"].values()))
+    splits = shared["splits"]
+    parts.append(
+        f"Fitted on events of '{splits['train']}', scored on events of '{splits['test']}' of {found['data']['root']}; "
+        f"{shared['probe']['epochs']} epochs of AdamW {shared['probe']['learning_rate']}, "
+        f"{shared['probe']['batch_size']:,} points a batch. All settings: config.yaml; all numbers: report.json.\n"
+    )
+    (folder / "report.md").write_text("\n".join(parts))
+
+
+def mean_confusion(table: dict):
+    """Confusion matrix (C, C) of the encoder's probes, mean over the seeds; rows are the truth."""
+    import numpy as np
+
+    return np.mean([seed["confusion"] for seed in table["scores"]["pretrained"]["per_seed"]], axis=0)
