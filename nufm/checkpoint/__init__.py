@@ -1,5 +1,6 @@
 """Models on disk: exports of nufm, and released weights of others."""
 
+from nufm.checkpoint.card import model_card
 from nufm.checkpoint.compatible import check_compatible
 from nufm.checkpoint.export import from_pretrained, save_pretrained
 from nufm.checkpoint.panda import load_panda, load_panda_pth
@@ -13,6 +14,7 @@ __all__ = [
     "load_panda",
     "load_panda_pth",
     "load_predictions",
+    "model_card",
     "save_predictions",
     "save_pretrained",
     "untrained_twin",
