@@ -76,6 +76,8 @@ def save_pretrained(
             are not finite.
     """
     folder = Path(folder)
+    selection = {"energy_threshold": ENERGY_THRESHOLD, **(selection or {})}
+    _check_selection(selection, str(folder))
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     check_finite(tensors, type(model).__name__)
     named = {k: list(v) for k, v in (classes or {}).items()}
@@ -90,7 +92,7 @@ def save_pretrained(
         "task": task,
         "transforms": [describe_transform(t) for t in flatten(transforms)],
         "grid_size": float(grid_size),
-        "selection": {"energy_threshold": ENERGY_THRESHOLD, **(selection or {})},
+        "selection": {name: float(value) for name, value in selection.items()},
         "classes": named,
         "units": dict(units or {}),
         "extra": dict(extra or {}),
@@ -132,6 +134,12 @@ def _check_task(model: nn.Module, task: str, classes: Mapping[str, Sequence[str]
             f"{where}: the model has {n_classes} classes, the task '{task}' {len(names)} ({', '.join(names)}); is it a "
             "model for another task?"
         )
+
+
+def _check_selection(selection: Mapping[str, Any], where: str) -> None:
+    for name, value in selection.items():
+        if name != "energy_threshold" or type(value) not in (int, float) or not 0 <= value < float("inf"):
+            raise ValueError(f"{where}: field 'selection' has {name} = {value!r}, expected energy_threshold in MeV")
 
 
 # ---- reading ------------------------------------------------------------
@@ -208,9 +216,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: field 'task' is {config.get('task')!r}, expected null or one of {', '.join(TASKS)}"
         )
-    for name, value in config["selection"].items():
-        if name != "energy_threshold" or type(value) not in (int, float) or not 0 <= value < float("inf"):
-            raise ValueError(f"{path}: field 'selection' has {name} = {value!r}, expected energy_threshold in MeV")
+    _check_selection(config["selection"], str(path))
     for label, names in config["classes"].items():
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{path}: field 'classes' has {label} = {names!r:.200}, expected a list of names")

@@ -29,7 +29,14 @@ def find_export(source: str | Path) -> Path:
     name = str(source)
     if name.startswith(HUB) or re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
         place = _download(name.removeprefix(HUB), explicit=name.startswith(HUB))
-        return _folder(place) if place.is_dir() else _file(place)
+        if not place.is_dir():
+            return _file(place)
+        if not any(place.glob("*.safetensors")):
+            raise FileNotFoundError(
+                f"the model '{name}' of the Hugging Face Hub holds no .safetensors file; name a file of it, e.g. "
+                f"{HUB}{name.removeprefix(HUB)}/panda_base.pth"
+            )
+        return _folder(place)
     raise FileNotFoundError(
         f"{path}: no such file or folder; expected an export folder, a run folder or hf://owner/name"
     )

@@ -104,20 +104,20 @@ def _renamed(name: str, labels: set[str]) -> str | None:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State dict and constructor arguments (empty if not stored)."""
-    config: object = {}
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if len(files) != 1:
-            raise FileNotFoundError(f"{path}: expected one .safetensors file, found {len(files)}")
-        config_file, path = path / "config.json", files[0]
-        try:
-            config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{config_file}: not valid JSON ({error}); get it again") from error
+            raise FileNotFoundError(f"{path}: expected one .safetensors file, found {len(files)}; name one of them")
+        path = files[0]
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         tensor_shapes(path)  # for its error messages
+        config_file = path.with_name("config.json")
+        try:
+            config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{config_file}: not valid JSON ({error}); get it again") from error
         return load_file(path), _config(config)
     content = read_pickled(path, f"take the safetensors mirrors instead ({MIRRORS})")
     if not isinstance(content, dict):

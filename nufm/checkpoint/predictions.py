@@ -39,7 +39,7 @@ COLUMNS = {
     "momentum": np.float32,
 }
 OPTIONAL = ("probability", "instance", "momentum")
-CHUNK = 2**16  # rows
+CHUNK = 2**14  # rows: small enough that HDF5 keeps the chunk being filled in its cache of 1 MiB
 
 
 def save_predictions(predictions: Iterable[EventPrediction], path: str | Path, source: str = "") -> Path:

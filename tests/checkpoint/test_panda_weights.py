@@ -413,11 +413,27 @@ def test_names_on_the_hub(monkeypatch, tmp_path) -> None:
     assert from_pretrained("DeepLearnPhysics/Panda-Semantic").task == "motif"
     assert from_pretrained("hf://DeepLearnPhysics/Panda-Semantic@c1cdee02").task == "motif"
     assert from_pretrained("hf://DeepLearnPhysics/Panda/panda_interaction.pth").task == "interaction"
-    assert asked == [
+    asked_before = list(asked)
+    (mirror / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no \.safetensors file; name a file"):
+        from_pretrained("hf://DeepLearnPhysics/Panda")
+    assert asked_before == [
         ("DeepLearnPhysics/Panda-Semantic", None),
         ("DeepLearnPhysics/Panda-Semantic", "c1cdee02"),
         ("DeepLearnPhysics/Panda", "panda_interaction.pth"),
     ]
+
+
+def test_the_config_beside_a_named_file_counts(tmp_path) -> None:
+    save_file(released("base"), tmp_path / "weights.safetensors")
+    assert from_pretrained(tmp_path / "weights.safetensors").model.arguments["heads"] == [1, 2]
+    (tmp_path / "config.json").write_text(json.dumps({"enc_num_head": [2, 4], "enc_patch_size": 64}))
+    for source in (tmp_path / "weights.safetensors", tmp_path):
+        arguments = from_pretrained(source).model.arguments
+        assert arguments["heads"] == [2, 4] and arguments["window"] == 64
+    save_file(released("base"), tmp_path / "more.safetensors")
+    with pytest.raises(FileNotFoundError, match="found 2; name one of them"):
+        from_pretrained(tmp_path)
 
 
 def test_random_state_is_left_alone(tmp_path) -> None:

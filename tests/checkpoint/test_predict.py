@@ -168,6 +168,9 @@ def test_a_task_that_does_not_fit_is_not_written(tmp_path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             save_pretrained(tmp_path / "e", model, task=task, **settings)
+    for selection in ({"min_points": 3}, {"energy_threshold": "low"}, {"energy_threshold": -0.1}):
+        with pytest.raises(ValueError, match="field 'selection'"):
+            save_pretrained(tmp_path / "e", network("segmenter"), selection=selection, **settings)
     assert not (tmp_path / "e").exists()
 
 
