@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
@@ -156,7 +157,9 @@ def write(found: dict, folder: Path, config: str) -> None:
         classes = "\n".join(class_table(table, row) for row in table["scores"])
         parts.append(f"## {task}\n\n{markdown(table)}\n{classes}\n![confusion](confusion_{task}.png)\n")
         score_bars(table, folder / f"scores_{task}.png")
-        confusion_matrix(mean_confusion(table), table["classes"], folder / f"confusion_{task}.png")
+        confusion_matrix(
+            mean_confusion(table), table["classes"], folder / f"confusion_{task}.png", f"linear probe, {task}"
+        )
     shared = next(iter(found["tasks"].values()))
     splits = shared["splits"]
     parts.append(
@@ -167,8 +170,6 @@ def write(found: dict, folder: Path, config: str) -> None:
     (folder / "report.md").write_text("\n".join(parts))
 
 
-def mean_confusion(table: dict):
-    """Confusion matrix (C, C) of the encoder's probes, mean over the seeds; rows are the truth."""
-    import numpy as np
-
-    return np.mean([seed["confusion"] for seed in table["scores"]["pretrained"]["per_seed"]], axis=0)
+def mean_confusion(table: dict) -> np.ndarray:
+    """Confusion matrix (C, C) of the encoder's probes, mean over the seeds, rounded; rows are the truth."""
+    return np.mean([seed["confusion"] for seed in table["scores"]["pretrained"]["per_seed"]], axis=0).round()

@@ -1,0 +1,131 @@
+"""The command line of ``scripts/evaluate.py``: any trained model on any labelled events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.markdown import Markdown
+
+from nufm.checkpoint import Pretrained, from_pretrained
+from nufm.commands.inputs import (
+    check_labels,
+    choose_device,
+    command_parser,
+    default_folder,
+    main,
+    open_data,
+    parse,
+    provenance,
+)
+from nufm.data.datamodule import PointDataModule
+from nufm.data.pilarnet import PILArNetReader
+from nufm.evaluation.report import write_evaluation
+from nufm.evaluation.scores import task_of
+from nufm.evaluation.tables import summary
+
+USAGE = "python scripts/evaluate.py --checkpoint RUN_OR_EXPORT [--split SPLIT | --events FILE] [--KEY VALUE ...]"
+
+DESCRIPTION = """\
+Score a trained model on labelled events: tables, confusion matrices, calibration, and a page of event displays, truth
+beside prediction, of the best and the worst events.
+
+  python scripts/evaluate.py --checkpoint RUN
+      the test events of a run of scripts/finetune.py
+  python scripts/evaluate.py --checkpoint RUN --split val --max_events 100
+      the first 100 validation events
+  python scripts/evaluate.py --checkpoint RUN --events tests/data/pilarnet_m_event.h5 --data.min_points 0
+      a file, a folder of files, or a glob
+  python scripts/evaluate.py --checkpoint panda_semantic.pth --data.root /data/pilarnet_m
+      other weights, other data
+
+Writes scores.json, events.csv, report.md, events.html and pictures into --out."""
+
+
+@dataclass
+class EvaluateOptions:
+    """What is scored.
+
+    Attributes:
+        checkpoint: run folder of scripts/finetune.py, export folder, hf://owner/name, or released Panda weights.
+        split: which events of data.root.
+        events: HDF5 file, folder or glob in place of a split.
+        max_events: score the first ones only; null = all.
+        examples: how many of the best and of the worst events to draw.
+        device: auto, cpu, cuda, ...
+        threads: CPU threads; null = OMP_NUM_THREADS, else all cores.
+        out: folder of the results; null = evaluation/<split or file>/ in the run folder, else in
+            runs/evaluation/<checkpoint>/.
+    """
+
+    checkpoint: str
+    split: Literal["train", "val", "test"] = "test"
+    events: str | None = None
+    max_events: int | None = None
+    examples: int = 3
+    device: str = "auto"
+    threads: int | None = None
+    out: str | None = None
+
+
+def evaluate(args: Sequence[str] | None = None) -> None:
+    """Run ``scripts/evaluate.py`` with these flags (None: those of the process)."""
+    main(run, args)
+
+
+def parser() -> ArgumentParser:
+    return command_parser(USAGE, EvaluateOptions)
+
+
+def run(args: Sequence[str]) -> dict:
+    """Parse, score, write; returns what scores.json holds.
+
+    Raises:
+        ValueError, OSError: a setting, file or checkpoint that cannot be used.
+    """
+    made, config = parse(parser, args, DESCRIPTION)
+    options = made.instantiate(config)
+    if options.examples < 0:
+        raise ValueError(f"examples is {options.examples}, expected at least 0")
+    device = choose_device(options.device, options.threads)
+    pretrained = from_pretrained(options.checkpoint, map_location=device)
+    data = open_data(options.data, pretrained)
+    events = open_events(pretrained, data, options)
+    where = Path(options.events).stem.replace("*", "_") if options.events else options.split
+    out = Path(options.out) if options.out else default_folder(options.checkpoint, "evaluation") / where
+    origin = provenance(pretrained, data, {where: events})
+    found = write_evaluation(
+        pretrained, events, out, batch_size=data.batch_size, examples=options.examples, provenance=origin
+    )
+    (out / "config.yaml").write_text(made.dump(config, skip_unset=False))
+    Console().print(Markdown(summary(found)))
+    print(f"\nTables: {out / 'report.md'}. Event displays: {out / 'events.html'}.")
+    return found
+
+
+def open_events(pretrained: Pretrained, data: PointDataModule, options: EvaluateOptions) -> PILArNetReader:
+    """The events to score.
+
+    Raises:
+        ValueError: an export without a task or with other classes, a split without files, files without the labels,
+            or no event at all.
+        FileNotFoundError: ``events`` names nothing.
+    """
+    task = task_of(pretrained)  # refuses an encoder without a task, before any file is looked for
+    reader = PILArNetReader(
+        options.events or data.split_path(options.split),
+        energy_threshold=data.energy_threshold,
+        min_points=data.min_points,
+        max_events=options.max_events,
+    )
+    if len(reader) == 0:
+        raise ValueError(
+            f"{reader.files[0]}: none of its {reader.n_total} events has {data.min_points} points before the energy "
+            "cut; lower --data.min_points"
+        )
+    check_labels(reader, [task.label], "use files that have it; a model of another task can be scored on these")
+    return reader

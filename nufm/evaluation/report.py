@@ -1,0 +1,126 @@
+"""The folder that an evaluation leaves: scores.json, events.csv, report.md, pictures, and a page of event displays."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nufm.checkpoint import Pretrained
+from nufm.data.event import Event
+from nufm.evaluation.scores import Evaluation, Example, check, evaluate
+from nufm.evaluation.tables import percent, sections, table, title
+
+
+def write_evaluation(
+    pretrained: Pretrained,
+    events: Sequence[Event],
+    folder: str | Path,
+    *,
+    batch_size: int = 8,
+    examples: int = 3,
+    progress: bool = True,
+    provenance: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Score a model on labelled events, and write everything that shows how it did.
+
+    Args:
+        pretrained: a model with a task.
+        events: a reader, or a list of events as they were read, with labels.
+        folder: made if it is not there; results in it are replaced.
+        batch_size: events at a time; no score depends on it.
+        examples: how many of the best and of the worst events to draw.
+        progress: show a bar on the terminal.
+        provenance: added to the scores: checkpoint, files, commit, machine.
+
+    Returns:
+        What scores.json holds: :func:`nufm.evaluation.evaluate` with ``simulated``, ``examples`` and the provenance.
+
+    Raises:
+        ValueError: the model cannot be scored on these events, see :func:`nufm.evaluation.evaluate`.
+    """
+    # Drawing needs matplotlib and plotly, which take a second to import.
+    from nufm.display.geometry import is_simulated
+
+    folder = Path(folder)
+    collected = Evaluation(check(pretrained, events), examples)
+    found = evaluate(pretrained, events, batch_size=batch_size, progress=progress, collected=collected)
+    found["simulated"] = is_simulated(events[0])
+    found["examples"] = {kind: [e.scores for e in kept] for kind, kept in examples_of(collected).items()}
+    found |= dict(provenance or {})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scores.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    with open(folder / "events.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(collected.per_event[0]))
+        writer.writeheader()
+        writer.writerows(collected.per_event)
+    pictures = _draw(found, collected, folder)
+    (folder / "report.md").write_text(_markdown(found, pictures, pretrained.source))
+    return found
+
+
+def _draw(found: Mapping[str, Any], collected: Evaluation, folder: Path) -> dict[str, list[str]]:
+    """Pictures of the scores and of events; names of the files written, by the section they belong to."""
+    from nufm.display.prediction import Shown, draw_prediction, prediction_page, prediction_sheet
+    from nufm.display.scores import confusion_matrix, reliability_diagram
+
+    task, simulated = collected.task, found["simulated"]
+    classes, points = found["classes"], found["points"]
+    # The column of voxels without a class only where there are any.
+    columns = len(classes) + bool(points["unclassified"])
+    matrix = [row[:columns] for row in points["confusion"]]
+    confusion_matrix(matrix, classes, folder / "confusion.png", title(found))
+    calibration = {name: value for name, value in found["calibration"].items() if value is not None}
+    reliability_diagram(calibration, folder / "reliability.png", title(found))
+    written = {"Voxels": ["confusion.png"], "Calibration": ["reliability.png"]}
+    if "panoptic" in found:
+        matrix, things = found["panoptic"]["confusion"], [c for c in range(len(classes)) if c != task.stuff]
+        if len(things) > 1:
+            matrix = [[matrix[row][column] for column in things] for row in things]
+            names = [classes[c] for c in things]
+            confusion_matrix(matrix, names, folder / "instances.png", title(found), "matched instances")
+            written["Instances"] = ["instances.png"]
+    word = "macro-F1" if task.kind == "semantic" else "best Dice"
+    shown: dict[str, list[Shown]] = {}
+    for kind, kept in examples_of(collected).items():
+        shown[kind] = [
+            Shown(e.event, e.prediction, f"{kind}: {word} {percent(e.scores['score'])} %") for e in kept
+        ]
+        for number, item in enumerate(shown[kind], 1):
+            draw_prediction(
+                item.event, item.prediction, folder / f"{kind}_{number}.png", task, item.caption, simulated
+            )
+        if shown[kind]:
+            heading = f"{kind} events by {word}"
+            prediction_sheet(shown[kind], folder / f"{kind}.png", task, heading, simulated)
+            written.setdefault("Events", []).append(f"{kind}.png")
+    if items := [item for items in shown.values() for item in items]:
+        prediction_page(items, folder / "events.html", task, title(found), simulated)
+    return written
+
+
+def examples_of(collected: Evaluation) -> dict[str, list[Example]]:
+    """The best events, and the worst of those that are not among the best: no event twice."""
+    chosen = {id(example.event) for example in collected.best}
+    return {"best": collected.best, "worst": [e for e in collected.worst if id(e.event) not in chosen]}
+
+
+def _markdown(found: Mapping[str, Any], pictures: Mapping[str, Sequence[str]], source: str) -> str:
+    parts = [f"# {title(found)}\n", f"Model: {source}. Scores in per cent.\n"]
+    for head, text in sections(found):
+        parts.append(f"## {head}\n\n{text}")
+        parts += [f"![{head}]({name})\n" for name in pictures.get(head, ())]
+    score = found["event_score"]
+    parts.append(f"## Events\n\nRanked by {score['what']}: mean {percent(score['mean'])} %.\n")
+    rows = [
+        [f"{kind} {number}", e["name"], f"{e['voxels']:,}", percent(e["score"])]
+        for kind, kept in found["examples"].items()
+        for number, e in enumerate(kept, 1)
+    ]
+    if rows:
+        parts.append(table(["", "event", "voxels", "score"], rows))
+        parts += [f"![{name}]({name})\n" for name in pictures["Events"]]
+        parts.append("[events.html](events.html): the same events, to turn and zoom. All events: events.csv.\n")
+    return "\n".join(parts)

@@ -1,0 +1,134 @@
+"""The scores of an evaluation as Markdown tables: on the terminal, in report.md, in a README.
+
+All scores are in per cent but where a unit is given; – is a score that is not defined (0 / 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown table: the first column to the left, numbers to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def points_table(found: Mapping[str, Any]) -> str:
+    """Precision, recall, F1 and IoU of voxels: each class, and the means."""
+    points, names = found["points"], ("precision", "recall", "f1", "iou")
+    rows = [
+        [name, *(percent(points[score][c]) for score in names), f"{points['support'][c]:,}"]
+        for c, name in enumerate(found["classes"])
+    ]
+    rows.append(["**macro**", *(f"**{percent(points[f'macro_{score}'])}**" for score in names), ""])
+    return table(["class", "precision", "recall", "F1", "IoU", "voxels"], rows)
+
+
+def points_text(found: Mapping[str, Any]) -> str:
+    points = found["points"]
+    absent = [c for c, n in zip(found["classes"], points["support"], strict=True) if n == 0]
+    text = f"Accuracy {percent(points['accuracy'])} %, over {sum(points['support']):,} voxels of known class"
+    if points["unclassified"]:
+        text += f", {points['unclassified']:,} of them left without a class (counted as wrong)"
+    text += "."
+    if absent:
+        text += (
+            f" Not in these events: {', '.join(absent)}. Macro-F1 over the classes present is "
+            f"**{percent(points['macro_f1_present'])}**; above, a class that was predicted but never occurs enters "
+            "with 0."
+        )
+    return text + "\n"
+
+
+def calibration_text(found: Mapping[str, Any]) -> str:
+    c = found["calibration"]
+    text = (
+        f"Confidence {percent(c['mean_confidence'])} % on average, right {percent(c['accuracy'])} %: expected "
+        f"calibration error {percent(c['expected_error'], 2)} %, largest {percent(c['maximum_error'])} %"
+    )
+    if c["brier"] is not None:
+        text += f"; Brier score {c['brier']:.3f}, negative log likelihood {c['nll']:.3f} nat"
+    return text + ".\n"
+
+
+def panoptic_tables(found: Mapping[str, Any]) -> str:
+    """Panoptic quality with both matchings, quality and class of the instances by class, and clustering."""
+    p, c = found["panoptic"], found["clusters"]
+    quality = ("pq", "rq", "sq", "precision", "recall", "f1")
+    rows = [
+        [label, *(percent(p[f"{kind}_{score}"]) for score in quality)]
+        for label, kind in (("class-aware", "aware"), ("class-agnostic (detection)", "agnostic"))
+    ]
+    by_class = [
+        [
+            name,
+            f"{p['support'][k]:,}",
+            *(percent(p[f"class_{score}"][k]) for score in ("pq", "rq", "sq", "precision", "recall", "f1")),
+        ]
+        for k, name in enumerate(found["classes"])
+        if k != found["stuff"]
+    ]
+    by_class.append(
+        ["**mean**", f"{sum(p['support']):,}", f"**{percent(p['mean_pq'])}**", "", "",
+         *(f"**{percent(p[f'macro_{score}'])}**" for score in ("precision", "recall", "f1"))]
+    )  # fmt: skip
+    regrouped = [
+        ["ARI, voxels of true instances", percent(c["ari"]), "what is left unassigned is lost"],
+        ["ARI as published", percent(c["ari_published"]), "voxels with a predicted instance only"],
+        ["AMI", percent(c["ami"]), "adjusted mutual information"],
+        ["purity", percent(c["purity"]), "mean over predicted instances"],
+        ["efficiency", percent(c["efficiency"]), "mean over true instances"],
+        ["purity, over voxels", percent(c["purity_points"]), ""],
+        ["efficiency, over voxels", percent(c["efficiency_points"]), ""],
+        ["SBD", percent(c["sbd"]), "symmetric best Dice"],
+        ["unassigned voxels", percent(c["unassigned_fraction"]), f"of {c['voxels']:,} voxels of true instances"],
+    ]
+    parts = [
+        table(["matching (IoU ≥ 0.5)", "PQ", "RQ", "SQ", "precision", "recall", "F1"], rows),
+        f"{p['true_instances']:,} true and {p['pred_instances']:,} predicted instances; the classes of the matched "
+        f"pairs agree in {percent(p['class_accuracy'])} %. With the published evaluator's rule PQ is "
+        f"{percent(p['published_pq'])}.\n",
+        table(
+            ["class", "true instances", "PQ", "RQ", "SQ", "class precision", "class recall", "class F1"], by_class
+        ),
+        "PQ, RQ, SQ: class-aware matching. Class precision, recall, F1: of the instances that class-agnostic matching "
+        "found, the class being the mode over the voxels.\n",
+        table(["regrouping, mean over events", "%", ""], regrouped),
+    ]
+    return "\n".join(parts)
+
+
+def momentum_table(found: Mapping[str, Any]) -> str:
+    rows = [
+        [name, f"{m['particles']:,}", f"{100 * m['bias']:+.1f} %", f"{100 * m['resolution']:.1f} %"]
+        for name, m in found["momentum"].items()
+    ]
+    return table(["momentum", "particles", "bias (median)", "resolution (68 % half width)"], rows)
+
+
+def sections(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Heading and text of everything that was scored."""
+    parts = []
+    if "panoptic" in found:
+        parts.append(("Instances", panoptic_tables(found)))
+    if "momentum" in found:
+        parts.append(("Momentum", momentum_table(found)))
+    parts.append(("Voxels", f"{points_table(found)}\n{points_text(found)}"))
+    parts.append(("Calibration", calibration_text(found)))
+    return parts
+
+
+def title(found: Mapping[str, Any]) -> str:
+    origin = ", simulated by nufm" if found.get("simulated") else ""
+    return f"{found['task']}: {found['events']:,} events{origin}"
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """All tables, for the terminal."""
+    return "\n\n".join([f"# {title(found)}", *(f"## {head}\n\n{text}" for head, text in sections(found))])
