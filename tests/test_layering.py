@@ -54,7 +54,7 @@ FORBIDDEN = {
 DRAWING = {"matplotlib", "plotly"}  # in display only
 
 # Packages that a declared dependency requires itself.
-COMES_WITH = {"yaml": "lightning", "filelock": "torch"}
+COMES_WITH = {"yaml": "lightning", "filelock": "torch", "scipy": "scikit-learn"}
 IMPORT_NAMES = {"scikit-learn": "sklearn", "huggingface-hub": "huggingface_hub"}
 
 
