@@ -92,10 +92,13 @@ def attention_reference(
 
 
 def _bucket_bias(bias: Tensor, bucket: Bucket, cuts: Cuts) -> Tensor:
-    """(windows, H, queries, keys) the bias of a bucket, -inf for key slots that only pad."""
+    """(windows, H, queries, keys) the bias of a bucket, -inf for key slots that only pad; one head stands for all if
+    they share one bias by ``expand``."""
     n_queries, n_keys = cuts.lengths[:, bucket.members, None, None]
     query, key = (torch.arange(n, device=bias.device) for n in (bucket.queries, bucket.keys))
     query = torch.minimum(query[:, None], n_queries - 1)
     pair = cuts.pair_offsets[bucket.members, None, None] + query * n_keys + torch.minimum(key, n_keys - 1)
+    if bias.stride(0) == 0 and not bias.requires_grad:
+        bias = bias[:1]
     values = bias.index_select(1, pair.flatten()).unflatten(1, pair.shape).transpose(0, 1)
     return values if bucket.mask is None else values.masked_fill(~bucket.mask, float("-inf"))

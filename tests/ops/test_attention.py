@@ -125,6 +125,22 @@ def test_cross_attention_against_loop(queries, keys, with_bias):
     compare(Windows(queries, keys, torch.randperm(n_queries), rows, n_queries, few + 3), with_bias=with_bias)
 
 
+@pytest.mark.parametrize("learnt", [False, True])
+def test_a_bias_that_all_heads_share(learnt):
+    """Expanded from one head, without a copy: the same result and gradients as a bias of its own for each."""
+    queries, keys = (offsets_of(c) for c in ([3, 3, 3], [40, 0, 7]))
+    windows = Windows.of_boundaries(queries, keys)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(n, 4, 8, dtype=torch.float64, requires_grad=True) for n in (9, 47, 47))
+    one = torch.randn(1, windows.cuts.n_pairs, dtype=torch.float64, requires_grad=learnt)
+    results = []
+    for bias in (one.expand(4, -1), one.expand(4, -1).contiguous()):
+        out = windowed_attention(q, k, v, windows, 0.3, bias)
+        inputs = (q, k, v, one) if learnt else (q, k, v)
+        results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
+    assert all(torch.allclose(a, b) for a, b in zip(*results, strict=True))
+
+
 def test_windows_longer_than_any_step():
     compare(Windows.of_boundaries(offsets_of([3, 2, 4]), offsets_of([1000, 1100, 5])))
 
