@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from nufm.commands.inputs import parse
+from nufm.commands.finetune import FinetuneCLI
 from nufm.commands.pretrain import DEFAULT_CONFIG, PretrainCLI
 from nufm.commands.probe import parser as probe_parser
 from nufm.data.transforms import EnergyJitter, view_augmentation
@@ -22,6 +23,7 @@ CONFIGS = sorted(p for p in (REPOSITORY / "configs").rglob("*.yaml") if p.parent
 PROBES = [p for p in CONFIGS if "python scripts/probe.py" in p.read_text()]
 RUNS = [p for p in CONFIGS if p not in PROBES]  # of a Trainer
 PAPER = REPOSITORY / "configs" / "pretrain" / "panda.yaml"
+CLI = {"scripts/pretrain.py": PretrainCLI, "scripts/finetune.py": FinetuneCLI}
 FIELDS = ("command", "hardware", "time", "score")
 
 
@@ -70,9 +72,9 @@ def test_command_of_the_header_is_this_run(path):
         assert REPOSITORY / flags[flags.index("--config") + 1] == path
         flags[flags.index("--config") + 1] = str(path)
     else:
-        assert path == DEFAULT_CONFIG
-    if script == "scripts/pretrain.py":
-        PretrainCLI(flags, build=False)
+        assert path == CLI[script].default_config
+    if script in CLI:
+        CLI[script](flags, build=False)
     if script == "scripts/probe.py":
         assert "--checkpoint" in flags
         parse(probe_parser, flags, "")
@@ -81,7 +83,10 @@ def test_command_of_the_header_is_this_run(path):
 @pytest.mark.parametrize("path", RUNS, ids=name_of)
 def test_run_can_be_built(path):
     """Model (without memory, on the meta device) and data module; the files of the data need not be there."""
-    cli = PretrainCLI(["--config", str(path)], build=False)
+    script = shlex.split(header(path)["command"])[1]
+    if script not in CLI:
+        pytest.skip(f"{script} trains nothing")
+    cli = CLI[script](["--config", str(path)], build=False)
     with torch.device("meta"):
         built = cli.parser.instantiate_classes(cli.config)
     assert sum(p.numel() for p in built.model.parameters()) > 0

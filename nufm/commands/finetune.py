@@ -1,4 +1,4 @@
-"""``scripts/finetune.py``: train a network on labels, from a pretrained encoder or from scratch; export it, score it."""
+"""``scripts/finetune.py``: train on labels, from a pretrained encoder or from scratch; export, score."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
+from rich.markdown import Markdown
 
 from nufm.checkpoint import check_compatible, from_pretrained, save_pretrained
 from nufm.cli import REPOSITORY, RunCLI, run
@@ -43,12 +44,11 @@ class EvaluationOptions:
     """What a run ends with.
 
     Attributes:
-        enabled: score the exported model on the test split and write scores.json, report.md and pictures.
-        n_events: how many test events; None = all.
+        enabled: score the exported model on the test events (at most ``data.max_eval_events``) and write scores.json,
+            report.md and pictures into ``evaluation/test/``.
     """
 
     enabled: bool = True
-    n_events: int | None = None
 
 
 class FinetuneCLI(RunCLI):
@@ -84,7 +84,7 @@ class FinetuneCLI(RunCLI):
                 "nufm.methods.segmentation.Segmentation or nufm.methods.panoptic.Panoptic"
             )
         if getattr(self.datamodule, "views", None) is not None:
-            raise ValueError("data.views cuts events into views for pretraining; leave it out: labels need whole events")
+            raise ValueError("data.views cuts events into pieces, for pretraining; leave it out")
         self._check_labels()
         self._start_from_pretrained()
 
@@ -152,8 +152,23 @@ def finish(cli: RunCLI, console: Console) -> None:
         },
     )
     print(f"\nModel: {folder}")
+    if cli.config.evaluation.enabled:
+        score(cli)
+
+
+def score(cli: RunCLI) -> None:
+    """Score the export, as anyone would load it, on the test events; say what to try next."""
+    from nufm.evaluation import write_evaluation  # brings the plotting libraries
+    from nufm.evaluation.tables import summary
+
+    pretrained = from_pretrained(cli.run_dir, map_location=cli.trainer.strategy.root_device)
+    out = cli.run_dir / "evaluation" / "test"
+    reader, data = cli.datamodule.reader("test"), cli.datamodule
+    found = write_evaluation(pretrained, reader, out, batch_size=data.batch_size, provenance={"split": "test"})
+    Console().print(Markdown(summary(found)))
+    print(f"\nTables: {out / 'report.md'}. Event displays: {out / 'events.html'}.\n\nNext, try")
     for command, what in (
-        (f"python scripts/evaluate.py --checkpoint {cli.run_dir}", "scores, tables and event displays"),
-        (f'python -c "import nufm; nufm.from_pretrained(\'{cli.run_dir}\').predict(\'events.h5\')"', "use it on a file"),
+        (f"python scripts/evaluate.py --checkpoint {cli.run_dir} --split val", "score it on other events"),
+        (f"python -c \"import nufm; nufm.from_pretrained('{cli.run_dir}').predict('events.h5')\"", "use it on a file"),
     ):
         print(f"  {command}\n      {what}")

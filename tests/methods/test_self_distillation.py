@@ -19,7 +19,6 @@ from nufm.methods.self_distillation import (
     SelfDistillation,
     _roll_views,
     mask_points,
-
     parameter_groups,
     sinkhorn,
     view_mean,
