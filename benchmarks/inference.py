@@ -132,9 +132,9 @@ def markdown(report: dict) -> str:
     alone = ", ".join(f"{name} {ms:,.0f} ms" for name, ms in by_model.items())
     return (
         "\n".join(table(head, rows))
-        + f"\n\nFrom events in memory to labels (panoptic: with matrix NMS), random weights, {report['precision']}; median "
-        f"and quartiles; memory: weights and torch's largest allocations. The genuine event alone: {alone}. Simulated by "
-        f"nufm. {about_machine(report)}\n"
+        + f"\n\nFrom events in memory to labels (panoptic: with matrix NMS), random weights, {report['precision']}; "
+        f"median and quartiles; memory: weights and torch's largest allocations. The genuine event alone: {alone}. "
+        f"Simulated by nufm. {about_machine(report)}\n"
     )
 
 
