@@ -97,9 +97,10 @@ def state_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     return {name: weights(name, tuple(shape)) for name, shape in shapes.items()}
 
 
-def genuine_batch() -> PointBatch:
-    """The genuine event after the published transforms."""
+def genuine_batch(n_points: int | None = None) -> PointBatch:
+    """The genuine event, or its first voxels, after the published transforms."""
     event = PILArNetReader(GENUINE, min_points=0)[0]
+    event = event if n_points is None else event.select(np.arange(n_points))
     event = compose(event_transforms(), event, np.random.default_rng(0))
     return PointBatch.from_events([event], 0.001)
 
