@@ -40,6 +40,7 @@ class Panel:
         code: int (N,) row of ``names``/``colours`` each point belongs to, if the colours are classes.
         names: legend of the classes, with counts.
         colours: hex colour of each class.
+        behind: rows of ``names`` that are drawn small and behind the others, such as "right" beside mistakes.
         note: a line under the title.
     """
 
@@ -51,6 +52,7 @@ class Panel:
     code: np.ndarray | None = None
     names: tuple[str, ...] = ()
     colours: tuple[str, ...] = ()
+    behind: tuple[int, ...] = ()
     note: str = ""
 
 
@@ -101,7 +103,7 @@ def class_panel(title: str, label: np.ndarray, names: tuple[str, ...], colours: 
             f"{title}: point {int(np.argmax(outside))} has class {label[outside][0]}, expected "
             f"-1..{len(names) - 1}"
         )
-    return _classes(title, label, names, colours)
+    return coloured_classes(title, label, names, colours)
 
 
 def particle_panel(event: Event, most: int = 10) -> Panel:
@@ -121,7 +123,7 @@ def particle_panel(event: Event, most: int = 10) -> Panel:
             kind = f"{PID_NAMES[np.bincount(pid).argmax()]} " if len(pid) else ""
         names.append(f"{kind}#{particle_id}")
     colours = tuple(INSTANCE_COLOURS[i % len(INSTANCE_COLOURS)] for i in range(len(ids)))
-    return _classes(
+    return coloured_classes(
         "particle (truth)", rank[particle], tuple(names), colours, unknown="in no particle", most=most
     )
 
@@ -144,7 +146,7 @@ def rgb_panel(event: Event, title: str, rgb: np.ndarray, note: str = "") -> Pane
     return Panel(title, rgb, note=note)
 
 
-def _classes(
+def coloured_classes(
     title: str,
     code: np.ndarray,
     names: tuple[str, ...],

@@ -108,20 +108,27 @@ class _Sheet:
     below."""
 
     def __init__(
-        self, columns: Sequence[int], title: str, line: str, panels: Sequence[Panel] = (), cell: float = 4.2
+        self,
+        columns: Sequence[int],
+        title: str,
+        line: str,
+        panels: Sequence[Panel] = (),
+        cell: float = 4.2,
+        named_rows: bool = False,
     ) -> None:
         from matplotlib.figure import Figure
 
         lines = max((-(-len(p.names) // 2) for p in panels), default=0)
         width, below = cell * max(columns) + 0.6, 0.75 + 0.2 * lines
-        height = 0.98 * cell * len(columns) + 1.0 + below
+        above = 1.75 if named_rows else 1.25  # each row has a line of text above its titles
+        height = 0.98 * cell * len(columns) + above - 0.25 + below
         self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
         heading = {"ha": "center", "va": "center", "color": INK}
         self.figure.text(0.5, 1 - 0.32 / height, title, fontsize=17, fontweight="bold", **heading)
         self.figure.text(0.5, 1 - 0.68 / height, line, fontsize=13, **heading)
         rows = self.figure.add_gridspec(
-            len(columns), 1, left=0.75 / width, right=1 - 1.0 / width, top=1 - 1.25 / height, bottom=below
-            / height, hspace=0.26,
+            len(columns), 1, left=0.75 / width, right=1 - 1.0 / width, top=1 - above / height, bottom=below
+            / height, hspace=0.42 if named_rows else 0.26,
         )  # fmt: skip
         self.cells = [
             rows[i].subgridspec(1, n, wspace=0.34 if n > 3 else 0.26) for i, n in enumerate(columns)
@@ -157,16 +164,27 @@ def _front(panel: Panel) -> np.ndarray:
     if panel.values is not None:
         return np.argsort(panel.values, kind="stable")
     if panel.code is not None:
-        return np.argsort(-np.bincount(panel.code)[panel.code], kind="stable")
+        count = np.bincount(panel.code)[panel.code]
+        return np.lexsort((-count, ~_behind(panel)))
     return np.arange(len(panel.rgb))
+
+
+def _behind(panel: Panel) -> np.ndarray:
+    """bool (N,) points that are drawn small and behind the others."""
+    if panel.code is None:
+        return np.zeros(len(panel.rgb), dtype=bool)
+    return np.isin(panel.code, panel.behind)
 
 
 def _draw_3d(ax: Axes, panel: Panel, space: Geometry) -> None:
     """Points in 3D at true proportions, z up."""
-    size = np.clip(9000 / len(panel.rgb), 1.2, 9.0)
-    ax.scatter(
-        *space.position.T, c=panel.rgb, s=size, marker="o", linewidths=0, depthshade=False, rasterized=True
-    )
+    size, behind = np.clip(9000 / len(panel.rgb), 1.2, 9.0), _behind(panel)
+    style = {"marker": "o", "linewidths": 0, "depthshade": False, "rasterized": True}
+    if behind.any():
+        ax.computed_zorder = False  # by depth, what is in front would hide what matters
+        ax.scatter(*space.position[behind].T, c=panel.rgb[behind], s=0.5 * size, zorder=1, **style)
+        size = 2.0 * size
+    ax.scatter(*space.position[~behind].T, c=panel.rgb[~behind], s=size, zorder=2, **style)
     ax.set(
         xlim=(space.low[0], space.high[0]),
         ylim=(space.low[1], space.high[1]),
@@ -199,7 +217,9 @@ def _draw_2d(ax: Axes, panel: Panel, event: Event, space: Geometry, drop: int) -
     x, y = space.position[order][:, [across, up]].T
     # A voxel at its true size, or as large as a dot must be to be seen.
     points = max(space.pitch[across] / cm_per_inch * 72, 1.7)
-    ax.scatter(x, y, c=panel.rgb[order], s=points**2, marker="s", linewidths=0, rasterized=True)
+    # Single mistakes among a thousand points must be seen.
+    size = np.where(_behind(panel)[order] | (not panel.behind), points, max(points, 2.6)) ** 2
+    ax.scatter(x, y, c=panel.rgb[order], s=size, marker="s", linewidths=0, rasterized=True)
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     outside = int(((x < left) | (x > right) | (y < bottom) | (y > top)).sum())
     if outside:

@@ -60,13 +60,15 @@ def html_figure(
     panels: Sequence[Panel] | None = None,
     simulated: bool | None = None,
     title: str | None = None,
+    hover: Sequence[str] | None = None,
 ) -> Figure:
-    """The plotly figure of :func:`write_html`."""
+    """The plotly figure of :func:`write_html`; ``hover`` (N) is said at each voxel after its truth."""
     import plotly.graph_objects as go
 
     space = geometry(event)
     panels = list(event_panels(event, colours) if panels is None else panels)
-    text, size = np.array(_hover(event), dtype=object), float(np.clip(12000 / max(len(event), 1), 1.5, 3.0))
+    lines = _hover(event) if hover is None else [a + b for a, b in zip(_hover(event), hover, strict=True)]
+    text, size = np.array(lines, dtype=object), float(np.clip(12000 / max(len(event), 1), 1.5, 3.0))
     figure, owner = go.Figure(), []
     for number, panel in enumerate(panels):
         for trace in _traces(panel, space.position, text, size):
@@ -143,10 +145,14 @@ def _traces(panel: Panel, position: np.ndarray, text: np.ndarray, size: float) -
         value = np.log10(np.maximum(panel.values, panel.limits[0] / 10)).astype(np.float32)
         scale = {"colorscale": _scale(), "cmin": low, "cmax": high, "colorbar": bar}
         return [trace(rows, panel.title, value, False, **scale)]
+
+    def small(row: int) -> dict[str, float]:
+        return {"size": 0.6 * size} if row in panel.behind else {}
+
     if panel.code is not None:
         # A legend entry that stands for several classes keeps the colour of each of its points.
         return [
-            trace(at, name, colour if colour != "#ffffff" else _css(panel.rgb[at]), True)
+            trace(at, name, colour if colour != "#ffffff" else _css(panel.rgb[at]), True, **small(c))
             for c, (name, colour) in enumerate(zip(panel.names, panel.colours, strict=True))
             if len(at := rows[panel.code == c])
         ]
