@@ -68,7 +68,8 @@ def parse(
         raise SystemExit(0)
     known = [a.dest for a in parser._actions]
     try:
-        first = parser.parse_args(list(args))
+        # --print_config would print and stop here, before the run's settings are known.
+        first = parser.parse_args([arg for arg in args if not arg.startswith("--print_config")])
         parser.set_defaults({f"data.{k}": v for k, v in run_data(first.checkpoint).items()})
         return parser, parser.parse_args(list(args))
     except ArgumentError as error:

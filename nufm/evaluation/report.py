@@ -51,6 +51,9 @@ def write_evaluation(
     found["examples"] = {kind: [e.scores for e in kept] for kind, kept in examples_of(collected).items()}
     found |= dict(provenance or {})
     folder.mkdir(parents=True, exist_ok=True)
+    for kind in ("best*.png", "worst*.png", "instances.png", "events.html"):
+        for stale in folder.glob(kind):  # this time there may be fewer
+            stale.unlink()
     (folder / "scores.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     with open(folder / "events.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(collected.per_event[0]))

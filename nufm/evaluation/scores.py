@@ -108,9 +108,11 @@ class Evaluation:
         label = torch.where(found["label"] < 0, n, found["label"])
         self.points.update(label, truth)
         known = (truth >= 0) & (found["label"] >= 0)
-        probability = None if found["probability"] is None else found["probability"][known]
+        # A softmax may end at 1 + 1e-7, which is no probability.
+        confidence, probability = (
+            None if found[name] is None else found[name][known].clamp(0, 1) for name in ("confidence", "probability")
+        )
         with_truth = {} if probability is None else {"probability": probability, "target": truth[known]}
-        confidence = found["confidence"][known].clamp(0, 1)  # a softmax may end at 1 + 1e-7
         self.calibration.update(confidence, (found["label"] == truth)[known], **with_truth)
         if self.panoptic is None:
             rows = self._semantic_rows(label, truth, offsets)
