@@ -66,7 +66,7 @@ METHODS = {
         _tiny("scratch", "--model.encoder_rate", "1.0"), ("--config", "configs/finetune/panda_scratch.yaml")
     ),
     "Panda lin": Method(
-        _tiny("lin", "--model.network.decoder", "null", "--model.learning_rate", "1e-2"),
+        _tiny("lin", "--model.learning_rate", "1e-2"),
         ("--config", "configs/finetune/panda_lin.yaml"),
         True,
     ),

@@ -25,7 +25,7 @@ lin, dec, full) or from random weights (scratch). Writes scores, tables and pict
 
   python scripts/finetune.py --pretrained runs/tiny-panda/TIME
       a small run on simulated events, from the encoder of a run of scripts/pretrain.py
-  python scripts/finetune.py --pretrained RUN --model.regime lin --model.network.decoder null
+  python scripts/finetune.py --pretrained RUN --model.regime lin
       a linear layer on frozen features
   python scripts/finetune.py --model.regime scratch
       the same network from random weights

@@ -78,10 +78,8 @@ class FineTuning(LightningModule):
         encoder = getattr(network, "encoder", None)
         if regime != "scratch" and encoder is None:
             raise ValueError(f"regime '{regime}' needs a pretrained encoder; {type(network).__name__} has none: scratch")
-        decoder = bool(network.head_layers())
-        if encoder is not None and (regime == "lin") == decoder:
-            what = "a linear layer on the encoder: leave network.decoder out" if decoder else "a decoder"
-            raise ValueError(f"regime '{regime}' trains {what}")
+        if regime in ("dec", "full") and not network.head_layers():
+            raise ValueError(f"regime '{regime}' trains a decoder; {type(network).__name__} was built without one")
         self.regime, self.network = regime, network
         self.peak, self.encoder_rate, self.layer_decay, self.layer_rates = (
             learning_rate,

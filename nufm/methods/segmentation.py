@@ -25,7 +25,7 @@ class Segmentation(FineTuning):
     """Trains a :class:`nufm.models.segmenter.SemanticModel`.
 
     Args:
-        network: maps a batch to logits.
+        network: maps a batch to logits. In the regime ``lin`` its decoder, if it has one, is left out.
         task: ``motif`` or ``pid``.
         lovasz_weight: weight of the Lovász-softmax loss beside the cross-entropy.
         class_weights: ``none``, or ``balanced``: class c of a batch weighs N / (K N_c), so that rare classes count as
@@ -43,6 +43,8 @@ class Segmentation(FineTuning):
         class_weights: Literal["none", "balanced"] = "none",
         **options: Any,
     ) -> None:
+        if options.get("regime") == "lin" and getattr(network, "decoder", None) is not None:
+            network = network.without_decoder()
         super().__init__(network, task, **options)
         self.lovasz_weight, self.class_weights = lovasz_weight, class_weights
         self.scores = ConfusionScores(len(self.task.classes))

@@ -170,5 +170,9 @@ class Segmenter(SemanticModel):
         stages = self.encoder(batch)
         return self.head(upcast(stages) if self.decoder is None else self.decoder(stages))
 
+    def without_decoder(self) -> Segmenter:
+        """The same encoder with a new linear layer on its features."""
+        return Segmenter(self.encoder, None, self.n_classes)
+
     def head_layers(self) -> list[list[nn.Module]]:
         return [] if self.decoder is None else self.decoder.layers()
