@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 
-from nufm.commands.inputs import parse
 from nufm.commands.finetune import FinetuneCLI
+from nufm.commands.inputs import parse
 from nufm.commands.pretrain import DEFAULT_CONFIG, PretrainCLI
 from nufm.commands.probe import parser as probe_parser
 from nufm.data.transforms import EnergyJitter, view_augmentation

@@ -1,7 +1,7 @@
 """Transforms: event in, event out, with the random numbers they may use handed to them.
 
-``NormalizeCoord``, ``LogEnergy`` (or ``RawEnergy``) and ``GridSample`` prepare an event for an encoder and travel with its
-weights; the others are augmentations. They act on ``Event.coord`` and ``Event.feat``; the lattice index, the
+``NormalizeCoord``, ``LogEnergy`` (or ``RawEnergy``) and ``GridSample`` prepare an event for a network and travel with
+its weights; the others are augmentations. They act on ``Event.coord`` and ``Event.feat``; the lattice index, the
 energy in MeV and the labels stay what they were. Packing builds the input columns x, y, z from ``coord``, so
 an augmentation that moves points need not touch ``feat``.
 

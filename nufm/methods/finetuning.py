@@ -77,7 +77,7 @@ class FineTuning(LightningModule):
             )
         encoder = getattr(network, "encoder", None)
         if regime != "scratch" and encoder is None:
-            raise ValueError(f"regime '{regime}' needs a pretrained encoder; {type(network).__name__} has none: scratch")
+            raise ValueError(f"regime '{regime}' needs an encoder; {type(network).__name__} has none: use 'scratch'")
         if regime in ("dec", "full") and not network.head_layers():
             raise ValueError(f"regime '{regime}' trains a decoder; {type(network).__name__} was built without one")
         self.regime, self.network = regime, network

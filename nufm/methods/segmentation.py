@@ -1,8 +1,8 @@
 """Semantic segmentation: a class for every point, learnt from labels.
 
-Panda's protocol (arXiv 2512.01324; DeepLearnPhysics/pimm, configs/panda/semseg): cross-entropy plus 0.05 × Lovász-softmax
-(Berman et al., arXiv 1705.08790), four regimes (``nufm.methods.finetuning``). The sparse UResNet is trained with it too:
-regime scratch, constant rate, cross-entropy alone (DeepLearnPhysics/spine, config/uresnet).
+Panda's protocol (arXiv 2512.01324; DeepLearnPhysics/pimm, configs/panda/semseg): cross-entropy plus 0.05 times
+Lovász-softmax (Berman et al., arXiv 1705.08790), four regimes (``nufm.methods.finetuning``). The sparse UResNet is
+trained with it too: regime scratch, constant rate, cross-entropy alone (DeepLearnPhysics/spine, config/uresnet).
 
 Shape legend: N points, K classes.
 """

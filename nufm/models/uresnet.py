@@ -1,7 +1,7 @@
 """Sparse UResNet: the supervised segmentation network of liquid-argon events.
 
-Dominé, Terao, arXiv 1903.05663; layers as in DeepLearnPhysics/spine (model/cnn/uresnet_layers.py, blocks.py): a residual
-U-Net of sparse convolutions on the voxel lattice, whose widths grow linearly, F·(1 … D).
+Dominé, Terao, arXiv 1903.05663; layers as in DeepLearnPhysics/spine (model/cnn/uresnet_layers.py, blocks.py): a
+residual U-Net of sparse convolutions on the voxel lattice, whose widths grow linearly, F·(1 … D).
 
     input    conv 3³, 1 → F
     encoder  level l = 0 … D-1: R blocks at (l+1)F; then, but at the deepest, norm, act, conv 2³ of stride 2
@@ -15,6 +15,7 @@ Shape legend: N_l points of level l, F filters, D levels, R blocks per level, K 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,9 +101,9 @@ class UResNet(SemanticModel):
         self.input = SparseConv(len(columns), filters)
         self.encoder_blocks = nn.ModuleList(_blocks(w, w, repetitions) for w in width)
         self.down_norms = nn.ModuleList(NormAct(w) for w in width[:-1])
-        self.downs = nn.ModuleList(SparseConv(a, b, 2) for a, b in zip(width[:-1], width[1:], strict=True))
+        self.downs = nn.ModuleList(SparseConv(a, b, 2) for a, b in itertools.pairwise(width))
         self.up_norms = nn.ModuleList(NormAct(w) for w in width[1:])
-        self.ups = nn.ModuleList(SparseConv(b, a, 2) for a, b in zip(width[:-1], width[1:], strict=True))
+        self.ups = nn.ModuleList(SparseConv(b, a, 2) for a, b in itertools.pairwise(width))
         self.decoder_blocks = nn.ModuleList(_blocks(2 * w, w, repetitions) for w in width[:-1])
         self.output_norm = NormAct(filters)
         self.output = nn.Linear(filters, n_classes)

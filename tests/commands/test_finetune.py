@@ -1,4 +1,4 @@
-"""``scripts/finetune.py`` from its flags to its scores: every regime, both kinds of task, refusals before anything runs."""
+"""``scripts/finetune.py`` from its flags to its scores: every regime, refusals before anything is written."""
 
 from __future__ import annotations
 

@@ -2,17 +2,21 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lightning import LightningDataModule, Trainer
 
+from nufm.commands.finetune import FinetuneCLI
 from nufm.data.event import PointBatch, offsets_from_counts
+from nufm.methods.finetuning import rates
 from nufm.methods.panoptic import Overlaps, Panoptic, class_loss, match, stuff_loss, true_instances
 from nufm.models.detector import Detections, Detector, QueryPrediction
-from nufm.models.ptv3 import PointTransformerV3
+from nufm.models.ptv3 import Block, PointTransformerV3
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 ENCODER = dict(depths=(1, 1), channels=(16, 32), heads=(1, 2), window=64, drop_path=0.0, mask_token=False)
 STUFF, CLASSES, QUERIES = 5, 6, 7
 
@@ -382,6 +386,37 @@ def test_labels_that_are_not_there(method):
     method.check_labels(batch)
     with pytest.raises(ValueError, match="three: instance 0 has no class"):
         method.check_labels(batch.replace(labels=batch.labels | {"pid": torch.full_like(batch.labels["pid"], -1)}))
+
+
+# ---- the published runs ----
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "head", "warmup"),
+    [("particle", 95_164_040, 4_405_256, 0.025), ("interaction", 95_021_188, 4_262_404, 0.05)],
+)
+def test_published_runs(name, parameters, head, warmup):
+    """Sizes, and AdamW 2e-4 with blocks of the head at 0.97^(2-b) of it and encoder blocks at 0.97^(20-j+3)."""
+    path = REPOSITORY / "configs" / "finetune" / f"panda_{name}.yaml"
+    cli = FinetuneCLI(["--config", str(path)], build=False)
+    with torch.device("meta"):
+        method = cli.parser.instantiate_classes(cli.config).model
+    assert sum(p.numel() for p in method.network.parameters()) == parameters
+    assert sum(p.numel() for p in method.network.decoder.parameters()) == head
+    found = rates(method.network, method.encoder_rate, method.layer_decay, method.layer_rates)
+    for b, block in enumerate(method.network.decoder.blocks):
+        assert [found[p] for p in block.parameters()] == pytest.approx(
+            [0.97 ** (2 - b)] * len(list(block.parameters()))
+        )
+    blocks = [m for m in method.network.encoder.modules() if isinstance(m, Block)]
+    peaks = [method.peak * found[block.attn.qkv.weight] for block in blocks]
+    assert peaks == pytest.approx([2e-4 * 0.97 ** (20 - j + 3) for j in range(21)])
+    assert peaks[0] == pytest.approx(9.9e-5, rel=5e-3) and peaks[-1] == pytest.approx(1.8e-4, rel=2e-2)
+    in_blocks = {p for m in (*blocks, *method.network.decoder.blocks) for p in m.parameters()}
+    assert {rate for p, rate in found.items() if p not in in_blocks} == {1.0}
+    assert (method.weight_decay, method.warmup, method.cycle_momentum) == (0.01, warmup, True)
+    trainer, data = cli.config.trainer, cli.config.data.init_args
+    assert (trainer.max_steps, trainer.gradient_clip_val, data.batch_size) == (416_660, 1.0, 48)
 
 
 # ---- training ----

@@ -144,7 +144,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_in_evaluation(regime, decoder):
     ("make", "options", "words"),
     [
         (lambda: network(False), {"regime": "full"}, "Segmenter was built without one"),
-        (lambda: UResNet(filters=2, depth=2), {"regime": "full"}, "UResNet has none"),
+        (lambda: UResNet(filters=2, depth=2), {"regime": "full"}, "UResNet has none: use 'scratch'"),
         (lambda: network(n_classes=4), {"regime": "scratch"}, "n_classes is 4, the task 'motif' has 5 classes"),
         (lambda: network(), {"regime": "scratch", "task": "particle"}, "is panoptic"),
         (lambda: network(), {"regime": "scratch", "task": "motiv"}, "unknown task 'motiv'"),
