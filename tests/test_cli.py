@@ -110,6 +110,21 @@ def test_misspelt_keys_in_a_file_are_refused(folder, tmp_path, place, word):
         PretrainCLI(["--config", str(path)], build=False)
 
 
+def test_unlabelled_events_are_enough_to_pretrain(folder, tmp_path, capsys):
+    """Without a report; with one, what is missing is said before anything is written."""
+    for split in ("train", "test"):
+        path = write_events(tmp_path / "data" / split / "events.h5", 8)
+        with h5py.File(path, "a") as file:
+            del file["cluster"], file["cluster_extra"]
+    flags = ["--config", str(folder / "mini.yaml"), "--data.root", str(tmp_path / "data"), "--trainer.max_steps", "1"]
+    pretrain([*flags, "--run", str(tmp_path / "run"), "--report.enabled", "false"])
+    assert (tmp_path / "run" / "export" / "config.json").is_file()
+    with pytest.raises(SystemExit) as stop:
+        pretrain([*flags, "--run", str(tmp_path / "other"), "--report.enabled", "true"])
+    assert stop.value.code == 2 and "carries no labels" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_help_explains_the_fields_of_the_chosen_configuration(folder, capsys):
     with pytest.raises(SystemExit) as stop:
         pretrain(["--config", str(folder / "mini.yaml"), "--help"])

@@ -71,6 +71,15 @@ class PretrainCLI(RunCLI):
             )
         return needed
 
+    def check(self) -> None:
+        super().check()
+        data = self.datamodule
+        if data.root == "simulated" or data.root.startswith("hf://"):
+            return
+        for split, remedy in self.splits().items():
+            if split != "train" and data.reader(split)[0].motif is None:
+                raise ValueError(f"{split} events: {data.reader(split).name(0)} carries no labels; {remedy}")
+
 
 def pretrain(args: Sequence[str] | None = None) -> None:
     """Run ``scripts/pretrain.py`` with these flags; ends the process with a message and status 2 for a bad setting."""

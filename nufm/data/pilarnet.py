@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 FIELDS = ("point", "cluster", "cluster_extra")
 POINT_COLUMNS = 8
 NO_PID = len(PID_NAMES) - 1  # class "none"
+NO_LABELS = 0  # columns of ``cluster`` in files without it
 SUFFIXES = (".h5", ".hdf5")
 MAX_OPEN_FILES = 128  # per process: many systems allow 1024 in all, and there are workers
 
@@ -80,7 +81,8 @@ class PILArNetReader:
 
     Labels: ``particle`` and ``interaction`` ids are renumbered 0..n-1 within the event, negative ids become
     -1. PID -1 becomes class 5, "none". The raw PID code of the kaon is also 5, so kaons share that class, as
-    in the published code. v1 files have no PID: ``pid`` is None. Without ``cluster_extra``, ``momentum`` and
+    in the published code. v1 files have no PID: ``pid`` is None. Files with ``point`` alone are
+    unlabelled: all labels are None. Without ``cluster_extra``, ``momentum`` and
     ``vertex`` are None; for points of no particle both hold -1.
 
     Files are opened when first needed, once in each process, so a reader can be handed to workers by fork or
@@ -195,6 +197,10 @@ class PILArNetReader:
         handle = self._handle(path)
 
         point = _rows(handle, "point", row, POINT_COLUMNS, path)
+        if columns == NO_LABELS:
+            voxel, energy = self._check_points(point, name)
+            keep = energy > self.energy_threshold
+            return Event(voxel=voxel[keep], energy=energy[keep], detector=self.detector, name=name)
         cluster = _rows(handle, "cluster", row, columns, path)
         if (cluster[:, 0] < 0).any() or not np.array_equal(cluster, np.rint(cluster)):
             bad = int(np.argmax((cluster[:, 0] < 0) | (cluster != np.rint(cluster)).any(1)))
@@ -319,9 +325,10 @@ class PILArNetReader:
 
 
 def _inspect(path: Path) -> tuple[int, np.ndarray]:
-    """Columns of ``cluster``, and int64 (events,) points of each event before any cut."""
+    """Columns of ``cluster`` (0: there is none), and int64 (events,) points of each event before any cut."""
     with _open(path) as handle:
-        for field in ("point", "cluster"):
+        labelled = "cluster" in handle or "cluster_extra" in handle
+        for field in ("point", "cluster") if labelled else ("point",):
             if field not in handle or not isinstance(handle[field], h5py.Dataset):
                 raise ValueError(
                     f"{path}: data set '{field}' is missing, found {sorted(handle)}, expected 'point', "
@@ -339,7 +346,7 @@ def _inspect(path: Path) -> tuple[int, np.ndarray]:
                     f"{path}: data set '{field}' has type {handle[field].dtype} and {handle[field].ndim} "
                     "dimensions, expected one array of variable length per event"
                 )
-        columns = _cluster_columns(handle, path)
+        columns = _cluster_columns(handle, path) if labelled else NO_LABELS
         companion = _companion(path)
         if companion.is_file():
             try:
@@ -441,23 +448,25 @@ def _cluster_columns(handle: h5py.File, path: Path) -> int:
 
 
 def _cached_counts(path: Path, handle: h5py.File, columns: int) -> np.ndarray:
-    """int64 (events,) points per event: summed from the cluster sizes once, then kept in the cache folder."""
+    """int64 (events,) points per event: counted once, then kept in the cache folder."""
     stat = path.stat()
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{columns}"
     cached = cache_folder() / "index" / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     if cached.is_file():
         try:
             counts = np.load(cached, allow_pickle=False)
-            if counts.shape == (len(handle["cluster"]),):
+            if counts.shape == (len(handle["point"]),):
                 return counts
         except (OSError, ValueError) as error:
             log.warning("%s: index cannot be read (%s), making it again", cached, error)
-    counts = np.zeros(len(handle["cluster"]), dtype=np.int64)
+    counts = np.zeros(len(handle["point"]), dtype=np.int64)
     if len(counts) > 20000:
         log.info("%s: counting the points of %d events, once", path, len(counts))
     for start in range(0, len(counts), 4096):
-        block = _flat(handle, "cluster", slice(start, start + 4096), path)
-        counts[start : start + len(block)] = [int(flat[::columns].sum()) for flat in block]
+        # The cluster sizes are a hundredth of the points; without them the points themselves must be read.
+        block = _flat(handle, "cluster" if columns else "point", slice(start, start + 4096), path)
+        sizes = [int(flat[::columns].sum()) if columns else flat.size // POINT_COLUMNS for flat in block]
+        counts[start : start + len(block)] = sizes
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         temporary = cached.with_suffix(f".{os.getpid()}.tmp.npy")

@@ -186,6 +186,19 @@ def test_loaders(root):
     assert len(next(iter(plain.train_dataloader())).labels) == 5
 
 
+def test_lattice_turns_with_the_points_or_stays_as_published(root):
+    """Half a turn about z: augmented cells are mirrored in x and y, the published ones are those of the file."""
+    turn = [transforms.RandomRotate("z", p=1.0, max_angle=0.0), transforms.RandomFlip(("x", "y"), p=1.0)]
+    plain, turned, published = (
+        next(iter(module(root, augment=augment, lattice=lattice, batch_size=2).train_dataloader()))
+        for augment, lattice in (([], "augmented"), (turn, "augmented"), (turn, "original"))
+    )
+    assert torch.equal(turned.coord, published.coord) and torch.equal(turned.feat, published.feat)
+    assert torch.equal(published.grid, plain.grid) and not torch.equal(turned.grid, plain.grid)
+    with pytest.raises(ValueError, match="lattice is 'turned'"):
+        module(root, lattice="turned")
+
+
 def test_evaluation_is_not_augmented(root):
     data = module(root, augment=[transforms.RandomFlip(p=1.0)])
     train, plain = data.train_dataset()[3], data.eval_dataset("train")[3]

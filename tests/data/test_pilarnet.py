@@ -293,6 +293,22 @@ def test_missing_data_set(tmp_path):
         PILArNetReader(path)
 
 
+@pytest.mark.parametrize("companion", [False, True])
+def test_points_alone_are_unlabelled_events(tmp_path, companion):
+    """The same voxels and energies as with labels, and none of the labels."""
+    events = [make_event(0), make_event(1, n_points=80), make_event(2, n_points=5)]
+    labelled = PILArNetReader(write_file(tmp_path / "a.h5", events), min_points=20)
+    path = write_file(tmp_path / "b.h5", events, companion=companion)
+    with h5py.File(path, "a") as f:
+        del f["cluster"], f["cluster_extra"]
+    bare = PILArNetReader(path, min_points=20)
+    assert len(bare) == 2 and bare.n_below_minimum == 1
+    for with_labels, without in zip(labelled, bare, strict=True):
+        np.testing.assert_array_equal(without.voxel, with_labels.voxel)
+        np.testing.assert_array_equal(without.energy, with_labels.energy)
+        assert without.motif is without.pid is without.particle is without.momentum is None
+
+
 def test_data_sets_of_different_length(tmp_path):
     path = write_file(tmp_path / "a.h5", [make_event(0), make_event(1)])
     with h5py.File(path, "a") as f:

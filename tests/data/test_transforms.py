@@ -170,6 +170,42 @@ def test_flip():
     np.testing.assert_array_equal(only_y, event.coord * [1, -1, 1])
 
 
+def test_raw_energy():
+    event = cloud()
+    raw = T.RawEnergy()(event, ANY)
+    assert raw.columns == ("energy",) and raw.feat.dtype == np.float32
+    np.testing.assert_array_equal(raw.feat[:, 0], event.energy)
+
+
+def test_cube_symmetries_are_the_48_and_equally_frequent():
+    """Each image of one point with three different coordinates names one symmetry."""
+    event, rng = cloud(5), np.random.default_rng(3)
+    start = np.array([0.1, 0.2, 0.3], np.float32)
+    event = event.replace(coord=np.vstack([start, event.coord[1:]]))
+    images = [T.CubeSymmetry()(event, rng).coord for _ in range(4800)]
+    found, counts = np.unique(np.round(np.array([c[0] for c in images]), 3), axis=0, return_counts=True)
+    assert len(found) == 48 and counts.min() > 60 and counts.max() < 145  # 100 ± 10 each
+    for coord in images[:20]:  # distances between points stay
+        np.testing.assert_allclose(
+            np.linalg.norm(coord[1:] - coord[0], axis=1), np.linalg.norm(event.coord[1:] - start, axis=1), rtol=1e-5
+        )
+    assert T.CubeSymmetry(p=0.0)(event, rng).coord is event.coord
+
+
+def test_cube_symmetries_keep_the_lattice_and_rotations_do_not():
+    """Points in different cells stay in different cells, at cells of one voxel."""
+    rng = np.random.default_rng(0)
+    voxel = np.unique(rng.integers(300, 330, (3000, 3)), axis=0).astype(np.int32)
+    event = T.NormalizeCoord(centre=383.5)(Event(voxel, np.ones(len(voxel), np.float32)), rng)
+    event = T.LogEnergy()(event, rng)
+
+    def cells(e):
+        return len(np.unique(PointBatch.from_events([e], 0.0015035).grid.numpy(), axis=0))
+
+    assert all(cells(T.CubeSymmetry()(event, rng)) == len(voxel) for _ in range(48))
+    assert min(cells(T.RandomRotate("z", p=1.0)(event, rng)) for _ in range(10)) < 0.95 * len(voxel)
+
+
 def test_coord_jitter():
     event = cloud(50000)
     noise = T.CoordJitter(sigma=0.00025, clip=0.001)(event, np.random.default_rng(7)).coord - event.coord

@@ -1,0 +1,49 @@
+"""Tasks: which labels they need, what they make of them, what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nufm.data.event import PID_NAMES
+from nufm.data.tasks import TASKS, task_named
+
+LABELS = {
+    "motif": torch.tensor([0, 1, -1, 4]),
+    "pid": torch.tensor([0, 5, 2, 5]),
+    "particle": torch.tensor([0, 0, 1, -1]),
+    "interaction": torch.tensor([0, 2, -1, -1]),
+}
+
+
+def test_targets_of_every_task():
+    expected = {
+        "motif": ([0, 1, -1, 4], None),
+        "pid": ([0, 5, 2, 5], None),
+        "particle": ([0, 5, 2, 5], [0, 0, 1, -1]),
+        "interaction": ([1, 1, 0, 0], [0, 2, -1, -1]),
+    }
+    assert expected.keys() == TASKS.keys()
+    for name, (classes, instances) in expected.items():
+        found = TASKS[name].targets(LABELS)
+        assert found[0].tolist() == classes
+        assert (found[1] is None) == (instances is None) and (instances is None or found[1].tolist() == instances)
+
+
+def test_stuff_is_what_no_instance_has():
+    assert TASKS["particle"].classes == PID_NAMES and PID_NAMES[TASKS["particle"].stuff] == "none"
+    assert TASKS["interaction"].classes[TASKS["interaction"].stuff] == "background"
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"a\.h5#3: the task 'pid' needs the label 'pid', found \['motif'\]"):
+        TASKS["pid"].targets({"motif": LABELS["motif"]}, ("a.h5#3",))
+    with pytest.raises(ValueError, match="a: label 'motif' holds class 7, the task 'motif' has 5: shower, track"):
+        TASKS["motif"].targets({"motif": torch.tensor([7])}, ("a",))
+    with pytest.raises(ValueError, match="unknown task 'motive', expected one of motif, pid, particle, interaction"):
+        task_named("motive")
+
+
+def test_no_points():
+    classes, instances = TASKS["particle"].targets({"pid": torch.zeros(0).long(), "particle": torch.zeros(0).long()})
+    assert len(classes) == len(instances) == 0
