@@ -55,6 +55,7 @@ class RunCLI(LightningCLI):
         usage, description: what ``--help`` begins with.
         default_config: used where no ``--config`` is given.
         run_dir: the run folder (not yet made).
+        asked: what ``--run`` must say to name it again.
         resume_from: checkpoint to continue from, or None.
         resolved: the run as YAML, every setting named.
     """
@@ -177,6 +178,7 @@ class RunCLI(LightningCLI):
         set_matmul_precision(trainer.accelerator)
         if trainer.precision is None:
             trainer.precision = default_precision(trainer.accelerator)
+        self.asked = self.config.run or self.run_dir.name
         # What is saved says what the run is, not where: it can be started again as it stands.
         self.config.run = self.config.ckpt_path = None
         self.resolved = self.parser.dump(self.config, skip_none=False)
@@ -281,7 +283,7 @@ def fit(cli: RunCLI, console: Console) -> None:
             trainer.loggers[0].rewind(step)
             console.print(f"continuing from {cli.resume_from}, step {step}", markup=False)
     os.environ[RUN_DIR_VARIABLE] = str(run_dir)
-    again = f"--run {run_dir.name} --ckpt_path last"
+    again = f"--run {cli.asked} --ckpt_path last"
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.resume_from)
     except Interrupted as stop:
@@ -293,7 +295,7 @@ def fit(cli: RunCLI, console: Console) -> None:
         console.print(f"stopped: {error}", style="bold red", markup=False, highlight=False)
         raise SystemExit(1) from None
     except ValueError as error:
-        said = data_fault(error)
+        said = user_fault(error)
         if said is None:
             raise
         message = f"stopped: {said}\nrun folder {run_dir}"
@@ -303,8 +305,8 @@ def fit(cli: RunCLI, console: Console) -> None:
         os.environ.pop(RUN_DIR_VARIABLE, None)
 
 
-def data_fault(error: ValueError) -> str | None:
-    """What ``error`` says if it is about the events; None if it was raised elsewhere than in ``nufm.data``.
+def user_fault(error: ValueError) -> str | None:
+    """What ``error`` says if it was raised in nufm, where a ValueError is meant for users; None if it was elsewhere.
 
     A loader process sends its traceback as the message of the error.
     """
@@ -313,7 +315,7 @@ def data_fault(error: ValueError) -> str | None:
     if said.startswith("Caught ValueError in DataLoader worker"):
         raised_in = said.rpartition('File "')[2].partition('"')[0]
         said = said.rpartition("\nValueError: ")[2].strip()
-    return said if (REPOSITORY / "nufm" / "data") in Path(raised_in).resolve().parents else None
+    return said if (REPOSITORY / "nufm") in Path(raised_in).resolve().parents else None
 
 
 def with_settings_of_the_run(args: list[str], configs: list[Path]) -> list[str]:
