@@ -1,0 +1,98 @@
+"""The benchmarks of scores: their commands are runs that can be built, their tables say what the scores say."""
+
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from nufm.commands.finetune import FinetuneCLI
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BENCHMARKS = REPOSITORY / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))  # as when one of them is run as a script
+
+import inference
+import label_efficiency
+import sim_to_real
+
+
+def test_commands_of_the_published_study_are_runs(monkeypatch):
+    """5 methods × 5 fractions, 20 M event-samples each; the regimes start from the pretrained encoder."""
+    monkeypatch.chdir(REPOSITORY)
+    commands = label_efficiency.paper_commands("/data/pilarnet_m", "PRE", [0])
+    assert len(commands) == 25
+    for command in commands[:5]:  # the others differ in their numbers
+        python, script, *flags = shlex.split(command)
+        assert python == "python" and script == "scripts/finetune.py"
+        config = FinetuneCLI(flags, build=False).config
+        settings = config.data.init_args
+        assert settings.max_events == 100 and settings.root == "/data/pilarnet_m"
+        regime = config.model.init_args.regime
+        assert (config.pretrained == "PRE") == (regime != "scratch")
+        if "UResNet" not in command:
+            assert config.trainer.max_steps * settings.batch_size == pytest.approx(20e6, rel=1e-4)
+
+
+def test_tiny_methods_are_the_regimes_they_are_called():
+    for name, method in label_efficiency.METHODS.items():
+        config = FinetuneCLI(list(method.tiny), build=False).config.model.init_args
+        assert config.regime == (name.split()[-1] if name.startswith("Panda") else "scratch")
+        assert method.pretrained == (config.regime != "scratch")
+        assert ("UResNet" in config.network.class_path) == (name == "UResNet")
+
+
+def test_table_of_label_efficiency():
+    def points(f1):
+        return {"macro_f1": f1, "f1": [f1, f1, None, 0.0, 1.0]}
+
+    found = {"Panda full": {10: [points(0.5), points(0.7)], 100: [points(0.8), points(0.8)]}}
+    text = label_efficiency.markdown(found, [10, 100], [0, 1], 77)
+    published = yaml.safe_load((BENCHMARKS / "published.yaml").read_text())["panda"]["semantic"]["mean_f1"]
+    assert f"| Panda full | 60.0 ± 14.1 | 80.0 ± 0.0 | {published['Panda full'][0]} |" in text
+    assert "| Panda full | 60.0 ± 14.1 | 60.0 ± 14.1 | 0.0 ± 0.0 | 0.0 ± 0.0 | 100.0 ± 0.0 |" in text
+    assert "77 steps" in text
+
+
+@pytest.mark.parametrize(("f1", "state"), [(0.9, ": met"), (0.8, ": not met")])
+def test_table_of_the_genuine_event_counts_the_classes_present(f1, state):
+    scores = {"support": [10, 20, 0, 0, 5], "macro_f1_present": f1, "f1": [f1] * 5}
+    scores |= {"precision": [f1] * 5, "recall": [f1] * 5}
+    simulated = {"points": {"f1": [0.9, 0.6, 0.0, 0.0, 0.6]}, "events": 7}
+    report = {"model": {"class": "UResNet", "regime": "scratch", "steps": 3}, "parameters": 12, "seed": 0}
+    report["training"] = {"batch_size": 2}
+    text = sim_to_real.markdown({"points": scores}, simulated, [0, 1, 4], report)
+    assert state in text and f"**{100 * f1:.1f}** | 70.0 |" in text
+    assert "| Michel | – | – | – | – | 0.0 |" in text
+
+
+def test_inference_in_small(monkeypatch, tmp_path, capsys):
+    """Both models, from events to labels: every number is there and none is nothing."""
+    from nufm.models.detector import Detector
+    from nufm.models.ptv3 import PointTransformerV3
+    from nufm.models.segmenter import Decoder, Segmenter
+
+    def small(kind):
+        encoder = PointTransformerV3(depths=(1, 1), channels=(8, 16), heads=(1, 2), mask_token=False)
+        if kind == "semantic":
+            return Segmenter(encoder, Decoder((8, 16), (1,), (8,), (1,))).eval()
+        return Detector(encoder, n_queries=4, width=8, heads=1, depth=1).eval()
+
+    monkeypatch.setattr(inference, "model", small)
+    monkeypatch.setattr(inference.Machine, "measure", classmethod(lambda cls, *_: cls("CPU", "float32", 1e9, 1e9)))
+    monkeypatch.setattr(sys, "argv", ["inference.py", "--batches", "2", "--seconds", "0.1", "--out", str(tmp_path)])
+    inference.main()
+    report = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert [row["model"] for row in report["rows"]] == ["semantic", "panoptic"]
+    for row in report["rows"]:
+        assert row["events"] == 2 and row["ms_per_event"] > 0 and row["peak_bytes"] > 0
+    assert "120 events/s" in capsys.readouterr().out
+    if not torch.cuda.is_available():
+        assert next(tmp_path.glob("*.json")).stem == "inference_cpu"
