@@ -157,9 +157,8 @@ def write(found: dict, folder: Path, config: str) -> None:
         classes = "\n".join(class_table(table, row) for row in table["scores"])
         parts.append(f"## {task}\n\n{markdown(table)}\n{classes}\n![confusion](confusion_{task}.png)\n")
         score_bars(table, folder / f"scores_{task}.png")
-        confusion_matrix(
-            mean_confusion(table), table["classes"], folder / f"confusion_{task}.png", f"linear probe, {task}"
-        )
+        title = f"linear probe, {task}" + (", simulated by nufm" if table["simulated"] else "")
+        confusion_matrix(mean_confusion(table), table["classes"], folder / f"confusion_{task}.png", title)
     shared = next(iter(found["tasks"].values()))
     splits = shared["splits"]
     parts.append(
