@@ -32,8 +32,8 @@ from nufm.ops.kernel_map import KernelMap, strided_map, submanifold_map
 class NormAct(nn.BatchNorm1d):
     """Batch normalisation (ε 1e-4) and leaky ReLU (slope 0.33), (N, C) -> (N, C)."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-4, momentum=0.01)
+    def __init__(self, channels: int, momentum: float) -> None:
+        super().__init__(channels, eps=1e-4, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         # One point has no variance: the running statistics take its place, where PyTorch would refuse it.
@@ -49,12 +49,12 @@ class NormAct(nn.BatchNorm1d):
 class Residual(nn.Module):
     """Two pre-activated convolutions added to their input, (N, Ci) -> (N, Co)."""
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int, momentum: float) -> None:
         super().__init__()
         same = in_channels == channels
         self.skip = nn.Identity() if same else nn.Linear(in_channels, channels, bias=False)
-        self.first_norm, self.first = NormAct(in_channels), SparseConv(in_channels, channels)
-        self.second_norm, self.second = NormAct(channels), SparseConv(channels, channels)
+        self.first_norm, self.first = NormAct(in_channels, momentum), SparseConv(in_channels, channels)
+        self.second_norm, self.second = NormAct(channels, momentum), SparseConv(channels, channels)
 
     def forward(self, x: Tensor, pairs: KernelMap) -> Tensor:
         y = self.first(self.first_norm(x), pairs)
@@ -73,6 +73,8 @@ class UResNet(SemanticModel):
         depth: D; the coarsest cells are 2^(D-1) voxels wide.
         repetitions: R.
         n_classes: K.
+        norm_momentum: share of a batch in the running statistics of the norms. With the published 0.01 a training of
+            few hundred steps is evaluated with statistics that still hold much of their start, 0 and 1.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class UResNet(SemanticModel):
         depth: int = 5,
         repetitions: int = 2,
         n_classes: int = 5,
+        norm_momentum: float = 0.01,
     ) -> None:
         super().__init__()
         if not columns or min(filters, depth, repetitions, n_classes) < 1:
@@ -95,17 +98,18 @@ class UResNet(SemanticModel):
             "depth": depth,
             "repetitions": repetitions,
             "n_classes": n_classes,
+            "norm_momentum": norm_momentum,
         }
         self.columns, self.depth, self.n_classes = tuple(columns), depth, n_classes
         width = [filters * (level + 1) for level in range(depth)]
         self.input = SparseConv(len(columns), filters)
-        self.encoder_blocks = nn.ModuleList(_blocks(w, w, repetitions) for w in width)
-        self.down_norms = nn.ModuleList(NormAct(w) for w in width[:-1])
+        self.encoder_blocks = nn.ModuleList(_blocks(w, w, repetitions, norm_momentum) for w in width)
+        self.down_norms = nn.ModuleList(NormAct(w, norm_momentum) for w in width[:-1])
         self.downs = nn.ModuleList(SparseConv(a, b, 2) for a, b in itertools.pairwise(width))
-        self.up_norms = nn.ModuleList(NormAct(w) for w in width[1:])
+        self.up_norms = nn.ModuleList(NormAct(w, norm_momentum) for w in width[1:])
         self.ups = nn.ModuleList(SparseConv(b, a, 2) for a, b in itertools.pairwise(width))
-        self.decoder_blocks = nn.ModuleList(_blocks(2 * w, w, repetitions) for w in width[:-1])
-        self.output_norm = NormAct(filters)
+        self.decoder_blocks = nn.ModuleList(_blocks(2 * w, w, repetitions, norm_momentum) for w in width[:-1])
+        self.output_norm = NormAct(filters, norm_momentum)
         self.output = nn.Linear(filters, n_classes)
 
     def forward(self, batch: PointBatch) -> Tensor:
@@ -142,5 +146,6 @@ class UResNet(SemanticModel):
         return self.output(self.output_norm(x))
 
 
-def _blocks(in_channels: int, channels: int, repetitions: int) -> nn.ModuleList:
-    return nn.ModuleList(Residual(in_channels if i == 0 else channels, channels) for i in range(repetitions))
+def _blocks(in_channels: int, channels: int, repetitions: int, momentum: float) -> nn.ModuleList:
+    widths = [in_channels, *[channels] * (repetitions - 1)]
+    return nn.ModuleList(Residual(width, channels, momentum) for width in widths)
