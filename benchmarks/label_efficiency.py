@@ -37,7 +37,7 @@ PUBLISHED = yaml.safe_load((REPOSITORY / "benchmarks" / "published.yaml").read_t
 # Simulated events: 2000 without labels for the pretraining, from which the labelled ones are drawn; others to score.
 DATA = ("--data.n_train", "2000", "--data.n_val", "100", "--data.n_test", "200", "--data.max_eval_events", "100")
 PRETRAINING_STEPS = 1000
-STEPS, BATCH = 150, 4
+STEPS, BATCH = 300, 2
 
 
 @dataclass(frozen=True)
