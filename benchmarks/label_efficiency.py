@@ -1,13 +1,17 @@
 """How many labels does a method need? Macro-F1 of motif segmentation against the number of labelled events.
 
-    python benchmarks/label_efficiency.py                   # pretrains, then trains every method; 2 hours, 2 cores
+    python benchmarks/label_efficiency.py                     # pretrains, then trains every method: 1.5 h on two cores
     python benchmarks/label_efficiency.py --pretrained RUN    # from the encoder of a run of scripts/pretrain.py
     python benchmarks/label_efficiency.py --paper /data/pilarnet_m --pretrained RUN    # the commands for a cluster
 
 Methods: sparse UResNet and Point Transformer V3 from random weights; Panda's regimes lin, dec and full from one encoder
 pretrained without labels. Every run sees the same number of events, however few of them are different, and is scored on
 the same test events. Seed s fixes the initial weights, the order, and which events have labels: those of a smaller
-budget are among those of a larger one. Runs that are finished are not repeated: a study that was stopped goes on.
+budget are among those of a larger one. Runs that are finished are not repeated: a study that was stopped goes on, and
+refuses runs that were made with other settings.
+
+Learning rate, class weights and Lovász weight of the small networks were chosen with 10 labelled events of seed 0, on
+the first 100 test events; the table is made on the other 100.
 """
 
 from __future__ import annotations
@@ -29,13 +33,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nufm.data.event import MOTIF_NAMES
 from nufm.machine import available_cores
+from nufm.running.folder import write_atomic
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "configs"
 PUBLISHED = yaml.safe_load((REPOSITORY / "benchmarks" / "published.yaml").read_text())["panda"]["semantic"]
 
 # Simulated events: 2000 without labels for the pretraining, from which the labelled ones are drawn; others to score.
-DATA = ("--data.n_train", "2000", "--data.n_val", "100", "--data.n_test", "200", "--data.max_eval_events", "100")
+EVENTS = {"n_train": 2000, "n_val": 100, "n_test": 200}
+DATA = tuple(word for name, n in EVENTS.items() for word in (f"--data.{name}", str(n)))
+SCORED = range(100, 200)  # test events that no setting was chosen on
 PRETRAINING_STEPS = 1000
 STEPS, BATCH = 300, 2
 
@@ -60,7 +67,9 @@ def _tiny(regime: str, *flags: str) -> tuple[str, ...]:
 
 METHODS = {
     "UResNet": Method(
-        ("--config", str(CONFIGS / "tiny" / "uresnet.yaml")), ("--config", "configs/baseline/uresnet.yaml")
+        ("--config", str(CONFIGS / "tiny" / "uresnet.yaml")),
+        # Batch and length of the others, for the same 20 M event-samples; the baseline's own are 256 and 25 M.
+        ("--config", "configs/baseline/uresnet.yaml", "--data.batch_size", "48", "--trainer.max_steps", "416660"),
     ),
     "PTv3 scratch": Method(
         _tiny("scratch", "--model.encoder_rate", "1.0"), ("--config", "configs/finetune/panda_scratch.yaml")
@@ -78,7 +87,7 @@ METHODS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrained", help="run of scripts/pretrain.py on the same events; default: one is made")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[10, 100, 1000], help="numbers of labelled events")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[10, 100, 500], help="numbers of labelled events")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--runs", type=Path, default=Path("runs/label_efficiency"), help="folder of all runs")
@@ -94,6 +103,8 @@ def main() -> None:
         method, budget, seed = options.job
         one_run(method, int(budget), int(seed), options.runs, options.pretrained)
         return
+    if max(options.budgets) > STEPS * BATCH:
+        parser.error(f"a run sees {STEPS * BATCH} events, the budget {max(options.budgets)} is larger")
     pretrained = options.pretrained or pretrain(options.runs)
     jobs = [(m, k, s) for s in options.seeds for k in options.budgets for m in options.methods]
     run_jobs(jobs, options.runs, pretrained, options.workers)
@@ -101,7 +112,10 @@ def main() -> None:
 
 
 def paper_commands(root: str, pretrained: str, seeds: list[int]) -> list[str]:
-    """Every run of the published study, always 20 M event-samples: one line of a job array each."""
+    """Every run of the published study from one encoder, 20 M event-samples each: one line of a job array each.
+
+    For an encoder pretrained on the same K events, pretrain with ``--data.max_events K`` and name it as ``pretrained``.
+    """
     lines = []
     for seed in seeds:
         for budget in PUBLISHED["events"]:
@@ -128,9 +142,37 @@ def pretrain(runs: Path) -> str:
     return str(run)
 
 
+def settings(job: tuple[str, int, int], pretrained: str | None) -> dict:
+    """What a run is made with: the flags of ``scripts/finetune.py``, but for its folder."""
+    name, budget, seed = job
+    method = METHODS[name]
+    flags = [*method.tiny, *DATA, "--trainer.max_steps", str(STEPS), "--data.batch_size", str(BATCH)]
+    flags += ["--data.max_events", str(budget), "--data.subset_seed", str(seed)]
+    flags += ["--seed_everything", str(seed), "--data.seed", str(seed)]
+    # The rate has fallen to nothing by the last step: there is no better checkpoint to look for.
+    flags += ["--trainer.limit_val_batches", "0", "--evaluation.enabled", "false"]
+    if method.pretrained:
+        flags += ["--pretrained", str(pretrained)]
+    configs = [yaml.safe_load(Path(f).read_text()) for f in flags if f.endswith(".yaml")]
+    return {"flags": [f.replace(str(REPOSITORY), ".") for f in flags], "config": configs[0]}
+
+
+def finished(job: tuple[str, int, int], runs: Path, pretrained: str) -> bool:
+    """Whether a run has its scores.
+
+    Raises:
+        SystemExit: it was made with other settings than those of now.
+    """
+    folder = runs / folder_name(*job)
+    record = folder / "settings.json"
+    if record.is_file() and json.loads(record.read_text())["settings"] != settings(job, pretrained):
+        raise SystemExit(f"{folder} was made with other settings (settings.json); remove it, or give another --runs")
+    return (folder / "scores.json").is_file()
+
+
 def run_jobs(jobs: list[tuple[str, int, int]], runs: Path, pretrained: str, workers: int) -> None:
     """Train and score; each run is a process of its own with one thread, its output in ``log.txt`` of its folder."""
-    todo = [job for job in jobs if not (runs / folder_name(*job) / "scores.json").is_file()]
+    todo = [job for job in jobs if not finished(job, runs, pretrained)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def start(job: tuple[str, int, int]) -> int:
@@ -164,20 +206,18 @@ def one_run(name: str, budget: int, seed: int, runs: Path, pretrained: str | Non
     from nufm.data.datamodule import PointDataModule
     from nufm.evaluation import evaluate
 
-    method, folder = METHODS[name], runs / folder_name(name, budget, seed)
+    job = (name, budget, seed)
+    folder = runs / folder_name(*job)
     run = folder / "run"
-    flags = [*method.tiny, *DATA, "--run", str(run), "--threads", "1", "--trainer.max_steps", str(STEPS)]
-    flags += ["--data.batch_size", str(BATCH), "--data.max_events", str(budget), "--data.subset_seed", str(seed)]
-    flags += ["--seed_everything", str(seed), "--data.seed", str(seed)]
-    # The rate has fallen to nothing by the last step: there is no better checkpoint to look for.
-    flags += ["--trainer.limit_val_batches", "0", "--evaluation.enabled", "false"]
-    if method.pretrained:
-        flags += ["--pretrained", str(pretrained)]
+    made = settings(job, pretrained)
     if not (run / "export" / "config.json").is_file():
+        write_atomic(folder / "settings.json", json.dumps({"settings": made, **provenance()}, indent=1) + "\n")
+        flags = [f.replace("./configs", str(CONFIGS)) for f in made["flags"]]
+        flags += ["--run", str(run), "--threads", "1"]
         finetune([*flags, "--ckpt_path", "last"] if any((run / "checkpoints").glob("*.ckpt")) else flags)
-    settings = dict(zip((flag.removeprefix("--data.") for flag in DATA[::2]), map(int, DATA[1::2]), strict=True))
-    data = PointDataModule(**settings)
-    (folder / "scores.json").write_text(json.dumps(evaluate(from_pretrained(run), data.reader("test"))) + "\n")
+    test = PointDataModule(**EVENTS).reader("test")
+    found = evaluate(from_pretrained(run), [test[i] for i in SCORED])
+    write_atomic(folder / "scores.json", json.dumps(found) + "\n")
 
 
 def scores(runs: Path, job: tuple[str, int, int]) -> dict:
@@ -198,13 +238,17 @@ def write(jobs: list[tuple[str, int, int]], runs: Path, pretrained: str, out: Pa
         points.setdefault(job[0], {}).setdefault(job[1], []).append(scores(runs, job)["points"])
     budgets, seeds = sorted({k for _, k, _ in jobs}), sorted({s for _, _, s in jobs})
     encoder = from_pretrained(pretrained)
+    about = pretraining(Path(pretrained), encoder.extra)
+    commits = {json.loads((runs / folder_name(*job) / "settings.json").read_text())["commit"] for job in jobs}
     report = {
         **provenance(),
         "seed": seeds,
         "data": "simulated by nufm",
         "steps": STEPS,
         "batch_size": BATCH,
-        "pretraining": encoder.extra,
+        "commits_of_the_runs": sorted(commits),
+        "events": EVENTS | {"scored": len(SCORED)},
+        "pretraining": encoder.extra | {"about": about},
         "encoder_parameters": sum(p.numel() for p in encoder.encoder.parameters()),
         "classes": MOTIF_NAMES,
         "scores": {
@@ -212,7 +256,7 @@ def write(jobs: list[tuple[str, int, int]], runs: Path, pretrained: str, out: Pa
             for name, by_budget in points.items()
         },
     }
-    save(out, "label_efficiency", report, markdown(points, budgets, seeds, encoder.extra["steps"]))
+    save(out, "label_efficiency", report, markdown(points, budgets, seeds, about))
     lines = {n: {k: [p["macro_f1"] for p in v] for k, v in by.items()} for n, by in points.items()}
     published = {
         name: {k: f1 / 100 for k, f1 in zip(PUBLISHED["events"], values, strict=True)}
@@ -229,7 +273,19 @@ def write(jobs: list[tuple[str, int, int]], runs: Path, pretrained: str, out: Pa
     )
 
 
-def markdown(points: dict, budgets: list[int], seeds: list[int], pretraining_steps: int) -> str:
+def pretraining(run: Path, extra: dict) -> str:
+    """How the encoder was pretrained, in words, as far as its run folder or its export tell."""
+    steps = f"{extra['steps']:,} steps" if "steps" in extra else "an unknown number of steps"
+    config = run / "config.yaml"
+    if not config.is_file():
+        return f"{steps}; data: {extra.get('data', 'unknown')}"
+    settings = yaml.safe_load(config.read_text())
+    data = settings["data"]["init_args"]
+    events = data["max_events"] or data["n_train"]
+    return f"{steps} of {data['batch_size']} events, {events:,} different ones, seed {settings['seed_everything']}"
+
+
+def markdown(points: dict, budgets: list[int], seeds: list[int], pretraining: str) -> str:
     """Mean ± standard deviation over seeds, and the classes at the smallest budget; published numbers beside them."""
     nearest = dict(zip(PUBLISHED["events"], range(len(PUBLISHED["events"])), strict=True))
     head = ["method", *(f"{k:,} events" for k in budgets), *(f"published, {k:,}" for k in budgets if k in nearest)]
@@ -245,10 +301,10 @@ def markdown(points: dict, budgets: list[int], seeds: list[int], pretraining_ste
     ]
     return (
         f"{_table(head, rows)}\n"
-        f"Macro-F1 × 100 over all voxels of 100 test events, mean ± standard deviation over seeds "
+        f"Macro-F1 × 100 over all voxels of {len(SCORED)} test events, mean ± standard deviation over seeds "
         f"{', '.join(map(str, seeds))} (weights, order and choice of the labelled events); every run sees "
-        f"{STEPS * BATCH} event-samples; the encoder was pretrained for {pretraining_steps} steps on 2,000 unlabelled "
-        "events (one seed). Simulated by nufm; published: paper-size networks, 20 M event-samples, PILArNet-M.\n\n"
+        f"{STEPS * BATCH} event-samples. One pretraining without labels: {pretraining}. Simulated by nufm; published: "
+        "paper-size networks, 20 M event-samples, PILArNet-M.\n\n"
         f"By class, {few} labelled events:\n\n{_table(['method', *MOTIF_NAMES], classes)}"
     )
 

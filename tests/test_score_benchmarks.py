@@ -37,8 +37,21 @@ def test_commands_of_the_published_study_are_runs(monkeypatch):
         assert settings.max_events == 100 and settings.root == "/data/pilarnet_m"
         regime = config.model.init_args.regime
         assert (config.pretrained == "PRE") == (regime != "scratch")
-        if "UResNet" not in command:
-            assert config.trainer.max_steps * settings.batch_size == pytest.approx(20e6, rel=1e-4)
+        assert config.trainer.max_steps * settings.batch_size == pytest.approx(20e6, rel=1e-4)
+        assert settings.max_events >= settings.batch_size, "a budget smaller than a batch cannot be trained on"
+
+
+def test_a_run_made_with_other_settings_is_refused(tmp_path):
+    job = ("Panda full", 10, 0)
+    folder = tmp_path / label_efficiency.folder_name(*job)
+    folder.mkdir()
+    made = label_efficiency.settings(job, "PRE")
+    assert not label_efficiency.finished(job, tmp_path, "PRE")
+    (folder / "settings.json").write_text(json.dumps({"settings": made}))
+    (folder / "scores.json").write_text("{}")
+    assert label_efficiency.finished(job, tmp_path, "PRE")
+    with pytest.raises(SystemExit, match="other settings"):
+        label_efficiency.finished(job, tmp_path, "OTHER")
 
 
 def test_tiny_methods_are_the_regimes_they_are_called():
@@ -54,7 +67,7 @@ def test_table_of_label_efficiency():
         return {"macro_f1": f1, "f1": [f1, f1, None, 0.0, 1.0]}
 
     found = {"Panda full": {10: [points(0.5), points(0.7)], 100: [points(0.8), points(0.8)]}}
-    text = label_efficiency.markdown(found, [10, 100], [0, 1], 77)
+    text = label_efficiency.markdown(found, [10, 100], [0, 1], "77 steps of it")
     published = yaml.safe_load((BENCHMARKS / "published.yaml").read_text())["panda"]["semantic"]["mean_f1"]
     assert f"| Panda full | 60.0 ± 14.1 | 80.0 ± 0.0 | {published['Panda full'][0]} |" in text
     assert "| Panda full | 60.0 ± 14.1 | 60.0 ± 14.1 | 0.0 ± 0.0 | 0.0 ± 0.0 | 100.0 ± 0.0 |" in text
