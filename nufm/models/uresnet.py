@@ -29,21 +29,22 @@ from nufm.models.segmenter import SemanticModel
 from nufm.ops.kernel_map import KernelMap, strided_map, submanifold_map
 
 
-class NormAct(nn.BatchNorm1d):
+class NormAct(nn.Module):
     """Batch normalisation (ε 1e-4) and leaky ReLU (slope 0.33), (N, C) -> (N, C)."""
 
     def __init__(self, channels: int, momentum: float) -> None:
-        super().__init__(channels, eps=1e-4, momentum=momentum)
+        super().__init__()
+        # A module of its own, so that --trainer.sync_batchnorm can put a synchronised one in its place.
+        self.norm = nn.BatchNorm1d(channels, eps=1e-4, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
-        # One point has no variance: the running statistics take its place, where PyTorch would refuse it.
-        mine = self.training and len(x) > 1
-        if mine:
-            self.num_batches_tracked += 1
-        y = batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, mine, self.momentum, self.eps
-        )
-        return leaky_relu(y, 0.33, inplace=True)
+        norm = self.norm
+        if isinstance(norm, nn.BatchNorm1d) and len(x) == 1:
+            # One point has no variance: the running statistics take its place, where PyTorch would refuse it.
+            x = batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        else:
+            x = norm(x)
+        return leaky_relu(x, 0.33, inplace=True)
 
 
 class Residual(nn.Module):

@@ -71,6 +71,7 @@ def test_equals_dense_convolutions():
         masks.append(F.max_pool3d(masks[-1][None], 2)[0])
 
     def norm_act(norm, x, mask):
+        norm = norm.norm
         scale = norm.weight / (norm.running_var + 1e-4).sqrt()
         y = x * scale[:, None, None, None] + (norm.bias - norm.running_mean * scale)[:, None, None, None]
         return F.leaky_relu(y, 0.33) * mask
@@ -128,6 +129,16 @@ def test_small_and_empty_events_also_in_training(grids):
     logits = model(batch)
     assert logits.shape == (sum(n for n, _ in grids), 2) and logits.isfinite().all()
     logits.sum().backward()
+
+
+def test_synchronised_norms_keep_the_activations():
+    """PyTorch puts other modules in the place of batch norms (trainer.sync_batchnorm): nothing else may go."""
+    model = unusual(UResNet(filters=4, depth=2).double()).eval()
+    batch = batch_of([some_cells()])
+    before = model(batch)
+    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in converted.modules())
+    torch.testing.assert_close(converted(batch), before)
 
 
 def test_gradients_reach_every_parameter():
