@@ -35,6 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     model = from_pretrained(options.run)
     config = yaml.safe_load((options.run / "config.yaml").read_text())
+    only_simulated(config, options.run)
     genuine = PILArNetReader(GENUINE, model.energy_threshold, min_points=0)
     with tempfile.TemporaryDirectory() as folder:
         real = write_evaluation(model, genuine, folder)
@@ -47,9 +48,11 @@ def main() -> None:
         **provenance(),
         "seed": config["seed_everything"],
         "data": "genuine PILArNet-M event (scores); simulated by nufm (training)",
-        "model": {"class": type(model.model).__name__, **model.extra},
+        "model": {"class": type(model.model).__name__, **{k: v for k, v in model.extra.items() if k != "pretrained"}},
         "parameters": sum(p.numel() for p in model.model.parameters()),
-        "training": {k: config["data"]["init_args"][k] for k in ("n_train", "max_events", "batch_size")},
+        "training": {
+            k: config["data"]["init_args"][k] for k in ("n_train", "max_events", "batch_size", "simulation_seed")
+        },
         "git": json.loads((options.run / "git.json").read_text())["commit"],
         "target": TARGET,
         "genuine": real,
@@ -58,6 +61,18 @@ def main() -> None:
     text = markdown(real, simulated, present, report)
     save(options.out, "sim_to_real", report, text)
     print(text)
+
+
+def only_simulated(config: dict, run: Path) -> None:
+    """Raises SystemExit unless a run, and the pretraining it started from, saw simulated events alone."""
+    data = config["data"]["init_args"]
+    if data["root"] != "simulated" or data["splits"]:
+        raise SystemExit(f"{run}: data.root is '{data['root']}', expected a run on 'simulated' events")
+    if config.get("pretrained"):
+        before = Path(config["pretrained"])
+        if not (before / "config.yaml").is_file():
+            raise SystemExit(f"{before}: no config.yaml: what its encoder was pretrained on cannot be told")
+        only_simulated(yaml.safe_load((before / "config.yaml").read_text()), before)
 
 
 def on_simulated(model: Pretrained, config: dict) -> dict:

@@ -238,7 +238,15 @@ def run(cli_class: type[RunCLI], args: Sequence[str] | None, finish: Callable[[R
         dist.barrier()
         dist.destroy_process_group()
     if first:
-        finish(cli, console)
+        try:
+            finish(cli, console)
+        except (ValueError, OSError) as error:
+            said = user_fault(error)
+            if said is None:
+                raise
+            message = f"the training is done, its end is not: {said}\nrun folder {cli.run_dir}"
+            console.print(message, style="bold red", markup=False, highlight=False)
+            raise SystemExit(1) from None
 
 
 def check_data(data: LightningDataModule, splits: Mapping[str, str]) -> None:
@@ -305,7 +313,7 @@ def fit(cli: RunCLI, console: Console) -> None:
         os.environ.pop(RUN_DIR_VARIABLE, None)
 
 
-def user_fault(error: ValueError) -> str | None:
+def user_fault(error: ValueError | OSError) -> str | None:
     """What ``error`` says if it was raised in nufm, where a ValueError is meant for users; None if it was elsewhere.
 
     A loader process sends its traceback as the message of the error.

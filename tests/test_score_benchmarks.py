@@ -86,6 +86,19 @@ def test_table_of_the_genuine_event_counts_the_classes_present(f1, state):
     assert "| Michel | – | – | – | – | 0.0 |" in text
 
 
+def test_only_runs_on_simulated_events_are_scored_on_the_genuine_one(tmp_path):
+    def config(root="simulated", pretrained=None, splits=None):
+        return {"data": {"init_args": {"root": root, "splits": splits}}, "pretrained": pretrained}
+
+    sim_to_real.only_simulated(config(), tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config("/data/pilarnet_m")))
+    for bad in (config("/data/x"), config(splits={"train": "x"}), config(pretrained=str(tmp_path))):
+        with pytest.raises(SystemExit, match="expected a run on 'simulated' events"):
+            sim_to_real.only_simulated(bad, tmp_path)
+    with pytest.raises(SystemExit, match="cannot be told"):
+        sim_to_real.only_simulated(config(pretrained=str(tmp_path / "none")), tmp_path)
+
+
 def test_inference_in_small(monkeypatch, tmp_path, capsys):
     """Both models, from events to labels: every number is there and none is nothing."""
     from nufm.models.detector import Detector
@@ -96,7 +109,11 @@ def test_inference_in_small(monkeypatch, tmp_path, capsys):
         encoder = PointTransformerV3(depths=(1, 1), channels=(8, 16), heads=(1, 2), mask_token=False)
         if kind == "semantic":
             return Segmenter(encoder, Decoder((8, 16), (1,), (8,), (1,))).eval()
-        return Detector(encoder, n_queries=4, width=8, heads=1, depth=1).eval()
+        return inference.busy(Detector(encoder, n_queries=4, width=8, heads=1, depth=1)).eval()
+
+    with torch.device("meta"):
+        sizes = [sum(p.numel() for p in inference.model(kind).parameters()) for kind in inference.MODELS]
+    assert sizes == [107_093_573, 95_164_040]
 
     monkeypatch.setattr(inference, "model", small)
     monkeypatch.setattr(inference.Machine, "measure", classmethod(lambda cls, *_: cls("CPU", "float32", 1e9, 1e9)))

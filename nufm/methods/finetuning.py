@@ -36,7 +36,7 @@ class FineTuning(LightningModule):
         task: what it learns, a name in ``nufm.data.tasks.TASKS``.
         regime: see the head of this file.
         learning_rate: peak rate of what is behind the encoder.
-        encoder_rate: the encoder's rate over that.
+        encoder_rate: the encoder's rate over that; 1 in the regime scratch, whose encoder has nothing to keep.
         layer_decay: factor on the rate per layer, counted from the output.
         layer_rates: ``by_depth``: every layer, poolings and embedding included, is slower than the one after it.
             ``as_published``: only blocks are slowed, embedding and poolings train at the full rate, and within the
@@ -83,7 +83,7 @@ class FineTuning(LightningModule):
         self.regime, self.network = regime, network
         self.peak, self.encoder_rate, self.layer_decay, self.layer_rates = (
             learning_rate,
-            encoder_rate,
+            1.0 if regime == "scratch" else encoder_rate,
             layer_decay,
             layer_rates,
         )
