@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nufm.commands.finetune import FinetuneCLI
 from nufm.commands.pretrain import PretrainCLI
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -55,21 +56,22 @@ def test_scripts_configs_and_folders_exist():
     assert not missing, f"README names {sorted(missing)}"
 
 
-def test_pretrain_commands_parse(monkeypatch):
-    """Every pretrain command that names no file of the reader's own."""
+@pytest.mark.parametrize(("script", "cli", "least"), [("pretrain", PretrainCLI, 2), ("finetune", FinetuneCLI, 4)])
+def test_commands_of_runs_parse(monkeypatch, script, cli, least):
+    """Every command of a run that names no file of the reader's own."""
     monkeypatch.chdir(REPOSITORY)
     commands = [
-        line.split("#")[0].split("&&")[-1].strip() for line in fenced() if "scripts/pretrain.py" in line
+        line.split("#")[0].split("&&")[-1].strip() for line in fenced() if f"scripts/{script}.py" in line
     ]
     tried = 0
     for command in commands:
         words = [w for w in shlex.split(command.replace("\\", "")) if w != "srun"]
-        flags = words[words.index("scripts/pretrain.py") + 1 :]
+        flags = words[words.index(f"scripts/{script}.py") + 1 :]
         if "--ckpt_path" in flags or any(w.startswith(("<", "$", "runs/")) for w in flags):
             continue
-        PretrainCLI(flags, build=False)
+        cli(flags, build=False)
         tried += 1
-    assert tried >= 2
+    assert tried >= least
 
 
 def test_links_inside_resolve():
