@@ -26,7 +26,7 @@ from nufm.models.layers import SparseConv
 from nufm.ops.attention import Windows, window_layout, windowed_attention
 from nufm.ops.kernel_map import KernelMap, submanifold_map
 from nufm.ops.pool import Segments, pool_cells, segment_reduce, take
-from nufm.ops.serialize import CURVES, serialize
+from nufm.ops.serialize import CURVES, Depth, serialize
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Stage:
 
 
 def stage_geometry(
-    grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: int | None, window: int
+    grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: Depth, window: int
 ) -> Geometry:
     """Neighbours, windows and curve orders of one stage (see :class:`Geometry`)."""
     windows = Windows.of_layout(window_layout(offsets, window))
@@ -238,15 +238,15 @@ class PointTransformerV3(nn.Module):
         shuffle_orders: when the list of curves is shuffled: ``train``, ``always`` (as published, evaluation
             is then random), ``never``.
         depth_bits: bits per axis of the finest stage's lattice, one less for each further stage (so that
-            pooled curves are the fine ones with a coarser pen). None takes the fewest bits that hold the
-            batch, as published.
+            pooled curves are the fine ones with a coarser pen). ``event`` takes for each event, at each stage,
+            what the published code takes when it is alone in a batch; None takes it for the batch, as published.
         window_rule: ``fixed``: windows of ``window`` points for every event. ``shrink_to_smallest``: no
             window is longer than the smallest event of the batch at that stage, as the published code without
             flash-attention.
 
     Raises:
         ValueError: lengths of depths, channels and heads that differ, channels that are no multiple of the
-            heads, an unknown curve, or too few ``depth_bits`` for the number of stages.
+            heads, a window without points, an unknown curve, or too few ``depth_bits`` for the number of stages.
     """
 
     def __init__(
@@ -262,7 +262,7 @@ class PointTransformerV3(nn.Module):
         layer_scale: float = 1e-5,
         mask_token: bool = True,
         shuffle_orders: Literal["train", "always", "never"] = "train",
-        depth_bits: int | None = 16,
+        depth_bits: int | Literal["event"] | None = 16,
         window_rule: Literal["fixed", "shrink_to_smallest"] = "fixed",
     ) -> None:
         super().__init__()
@@ -289,15 +289,19 @@ class PointTransformerV3(nn.Module):
                 f"found {n_stages}, {len(channels)} and {len(heads)}"
             )
         for c, h in zip(channels, heads, strict=True):
-            if c % h:
+            if h < 1 or c % h:
                 raise ValueError(f"channels must be multiples of heads, found {c} channels and {h} heads")
+        if not isinstance(window, int) or window < 1:
+            raise ValueError(f"window must be a number of points, at least 1, found {window!r}")
         if not curves or set(curves) - set(CURVES):
             raise ValueError(f"curves must be among {', '.join(CURVES)}, found {tuple(curves)}")
         if shuffle_orders not in ("train", "always", "never"):
             raise ValueError(f"shuffle_orders must be 'train', 'always' or 'never', found '{shuffle_orders}'")
         if window_rule not in ("fixed", "shrink_to_smallest"):
             raise ValueError(f"window_rule must be 'fixed' or 'shrink_to_smallest', found '{window_rule}'")
-        if depth_bits is not None and depth_bits < n_stages:
+        if isinstance(depth_bits, str) and depth_bits != "event":
+            raise ValueError(f"depth_bits must be a number, 'event' or None, found '{depth_bits}'")
+        if isinstance(depth_bits, int) and depth_bits < n_stages:
             raise ValueError(
                 f"depth_bits must be at least the number of stages, {n_stages}, found {depth_bits}"
             )
@@ -351,7 +355,7 @@ class PointTransformerV3(nn.Module):
                 grid, offsets, members = pooling.grid, pooling.offsets, pooling.segments
             # With fewer blocks than curves only the first few of the shuffled list are needed.
             curves = self.stage_curves()[: max(depth, 1)]
-            bits = None if self.depth_bits is None else self.depth_bits - s
+            bits = self.depth_bits - s if isinstance(self.depth_bits, int) else self.depth_bits
             geometry = stage_geometry(grid, offsets, curves, bits, self.stage_window(offsets))
             for i in range(depth):
                 x = modules[f"block{i}"](x, geometry, i % len(curves))

@@ -6,12 +6,13 @@ The z-order and Hilbert codes follow Point Transformer V3 (Wu et al., arXiv 2312
 Hilbert code is Skilling's transform (J. Skilling, "Programming the Hilbert curve", AIP Conf. Proc. 707, 381,
 2004). A Hilbert curve depends on its depth (each further level turns the axes), therefore ``depth`` is a
 fixed number of bits by default: chosen per batch, as in the published code, an event's order would depend on
-its batch mates.
+its batch mates. Chosen per event it is what the published code does with that event alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from nufm.ops.curves import exchange_xy, hilbert_code, z_code
 from nufm.ops.dispatch import run
 
 CURVES = ("z", "z-trans", "hilbert", "hilbert-trans")
+Depth = int | None | Literal["event"]
 ROWS_PER_BLOCK = 2**14
 MAX_DEPTH = 16  # 3 x 16 bits of code leave 15 bits of an int64 key for the event number
 
@@ -199,15 +201,15 @@ def _curve_codes(
     return codes
 
 
-def event_code(grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: int | None = MAX_DEPTH) -> Tensor:
+def event_code(grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: Depth = MAX_DEPTH) -> Tensor:
     """Codes with the event number in front: ``event << 3 depth | code``.
 
     Args:
         grid: int64 (N, 3), 0 <= coordinate < 2^depth.
         offsets: int64 (B+1,).
         curves: K names of curves.
-        depth: bits per axis; None takes the bit length of the largest coordinate of the whole batch, as
-            published.
+        depth: bits per axis; None takes the bit length of the largest coordinate + 1 of the whole batch, as
+            published; ``event`` that of each event (codes then differ from the curves of that depth, orders do not).
 
     Returns:
         int64 (K, N).
@@ -217,8 +219,9 @@ def event_code(grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: int 
             in a key.
     """
     check_packed(grid, offsets)
+    own, depth = depth == "event", MAX_DEPTH if depth == "event" else depth
     if depth is None:
-        depth = bit_length(grid)
+        depth = min(bit_length(grid + 1), MAX_DEPTH)
     bits = _checked_bits(grid, depth)
     n_events = len(offsets) - 1
     if 3 * depth + n_events.bit_length() > 63:
@@ -228,11 +231,35 @@ def event_code(grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: int 
         )
     _check_curves(curves)
     event = event_index(offsets, len(grid))
-    return run("curve_code", _curve_codes, grid, event, tuple(curves), depth, bits)
+    if not own:
+        return run("curve_code", _curve_codes, grid, event, tuple(curves), depth, bits)
+    codes = []
+    for curve in curves:
+        cells = grid
+        if curve.startswith("hilbert"):
+            cells = _turned(grid[:, [1, 0, 2]] if curve.endswith("-trans") else grid, event, len(offsets) - 1)
+            curve = "hilbert"
+        codes.append(run("curve_code", _curve_codes, cells, event, (curve,), depth, bits))
+    return torch.cat(codes)
+
+
+def _turned(grid: Tensor, event: Tensor, n_events: int) -> Tensor:
+    """The axes of each event so exchanged that a Hilbert curve of full depth visits its cells in the order of the curve
+    whose depth is the bit length of the event's largest coordinate + 1.
+
+    Each level above the highest bit in use exchanges x and y, then x and z, and nothing else.
+    """
+    if len(grid) == 0:
+        return grid
+    highest = grid.new_zeros(n_events).scatter_reduce(0, event, grid.amax(1), "amax")
+    powers = 2 ** torch.arange(MAX_DEPTH + 1, device=grid.device)
+    depth = (highest[:, None] + 1 >= powers).sum(1).clamp(max=MAX_DEPTH)
+    axis = torch.arange(3, device=grid.device) + ((MAX_DEPTH - depth) % 3)[event, None]
+    return grid.gather(1, axis % 3)
 
 
 def serialize(
-    grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: int | None = MAX_DEPTH
+    grid: Tensor, offsets: Tensor, curves: Sequence[str], depth: Depth = MAX_DEPTH
 ) -> tuple[Tensor, Tensor]:
     """Orders of the points along each curve, event by event.
 

@@ -231,6 +231,22 @@ def test_published_habits_do_depend_on_batch_mates():
         assert (model(batch)[0].feat[:120] - alone).abs().max() > 1e-2
 
 
+def test_depth_of_the_event_is_the_published_one_without_its_mates():
+    """A batch with ``depth_bits="event"`` gives each event what the published depth gives it alone."""
+    torch.manual_seed(0)
+    own = randomised(PointTransformerV3(**SMALL, depth_bits="event")).eval()
+    published = PointTransformerV3(**SMALL, depth_bits=None).eval()
+    published.load_state_dict(own.state_dict())
+    batch = make_batch([120, 9, 0, 300])
+    together = own(batch)
+    for b, one in enumerate(batch.split()):
+        for stage, alone in zip(together, published(one), strict=True):
+            rows = slice(int(stage.offsets[b]), int(stage.offsets[b + 1]))
+            torch.testing.assert_close(stage.feat[rows], alone.feat, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="a number, 'event' or None, found 'batch'"):
+        PointTransformerV3(**SMALL, depth_bits="batch")
+
+
 def test_shrunken_windows_of_a_uniform_batch_are_the_fixed_ones():
     torch.manual_seed(0)
     fixed = randomised(PointTransformerV3(**SMALL)).eval()

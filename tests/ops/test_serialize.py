@@ -159,6 +159,28 @@ def test_order_of_an_event_does_not_depend_on_the_batch_unless_asked():
     assert not torch.equal(published, serialize(small, alone, CURVES, depth=None)[0])
 
 
+@pytest.mark.parametrize("extents", [[1, 2, 3, 5, 8], [700, 90], [32, 31, 1, 0, 63], [40000]])
+def test_depth_of_each_event_is_the_published_one_of_that_event_alone(extents):
+    """Orders of a batch with ``event`` are those of its events one by one with the batch's depth (None)."""
+    generator = torch.Generator().manual_seed(sum(extents))
+    grids = [torch.randint(0, n, (60, 3), generator=generator) if n else torch.zeros(0, 3).long() for n in extents]
+    grids = [torch.unique(g, dim=0) for g in grids]
+    offsets = torch.tensor([0, *itertools.accumulate(len(g) for g in grids)])
+    order, inverse = serialize(torch.cat(grids), offsets, CURVES, "event")
+    for b, grid in enumerate(grids):
+        alone, _ = serialize(grid, torch.tensor([0, len(grid)]), CURVES, None)
+        assert torch.equal(order[:, offsets[b] : offsets[b + 1]] - offsets[b], alone)
+    assert torch.equal(order.gather(1, inverse), torch.arange(len(inverse[0])).expand_as(inverse))
+
+
+def test_published_depth_counts_one_more_than_the_largest_coordinate():
+    """int(grid.max() + 1).bit_length(): 4 bits for a largest coordinate of 7."""
+    grid = torch.tensor([[7, 3, 1], [0, 6, 2]])
+    found = event_code(grid, torch.tensor([0, 2]), ["hilbert"], None)
+    assert torch.equal(found, event_code(grid, torch.tensor([0, 2]), ["hilbert"], 4))
+    assert not torch.equal(found, event_code(grid, torch.tensor([0, 2]), ["hilbert"], 3))
+
+
 def test_quantize_counts_from_each_events_minimum():
     coord = torch.tensor([[-0.35, 0.0, 5.0], [0.05, 0.19, 5.3], [7.0, 7.0, 7.0]])
     grid = quantize(coord, torch.tensor([0, 2, 2, 3]), 0.1)
