@@ -455,7 +455,7 @@ def test_two_events_are_learnt_by_heart(tmp_path):
     method = Panoptic(
         make_network(momentum=True), "particle", regime="scratch", learning_rate=4e-3, weight_decay=0.0, warmup=0.1
     )
-    found = fit(method, batch, 60, tmp_path)
+    found = fit(method, batch, 90, tmp_path)
     assert found["val/pq"] > 0.9 and found["val/f1"] > 0.9 and found["val/ari"] > 0.9, found
     prediction = method.network.eval().predict(batch)
     assert (prediction.label == batch.labels["pid"]).float().mean() > 0.95
