@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/label_efficiency"), help="folder of all runs")
     parser.add_argument("--workers", type=int, default=available_cores(), help="runs at a time, each on one core")
     parser.add_argument("--paper", metavar="ROOT", help="print the commands of the study at paper size, one per line")
+    parser.add_argument("--finished", action="store_true", help="train nothing: write the table of the finished runs")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--job", nargs=3, metavar=("METHOD", "BUDGET", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -107,6 +108,8 @@ def main() -> None:
         parser.error(f"a run sees {STEPS * BATCH} events, the budget {max(options.budgets)} is larger")
     pretrained = options.pretrained or pretrain(options.runs)
     jobs = [(m, k, s) for s in options.seeds for k in options.budgets for m in options.methods]
+    if options.finished:
+        jobs = [job for job in jobs if finished(job, options.runs, pretrained)]
     run_jobs(jobs, options.runs, pretrained, options.workers)
     write(jobs, options.runs, pretrained, options.out)
 
@@ -236,13 +239,16 @@ def write(jobs: list[tuple[str, int, int]], runs: Path, pretrained: str, out: Pa
     points: dict[str, dict[int, list[dict]]] = {}
     for job in jobs:
         points.setdefault(job[0], {}).setdefault(job[1], []).append(scores(runs, job)["points"])
-    budgets, seeds = sorted({k for _, k, _ in jobs}), sorted({s for _, _, s in jobs})
+    seeds = {k: sorted({s for _, budget, s in jobs if budget == k}) for k in sorted({k for _, k, _ in jobs})}
+    if len(jobs) != len(points) * sum(map(len, seeds.values())):
+        raise SystemExit(f"{len(jobs)} runs are no table of methods × budgets with the same seeds: {jobs}")
     encoder = from_pretrained(pretrained)
     about = pretraining(Path(pretrained), encoder.extra)
     commits = {json.loads((runs / folder_name(*job) / "settings.json").read_text())["commit"] for job in jobs}
     report = {
         **provenance(),
-        "seed": seeds,
+        "seed": sorted({s for _, _, s in jobs}),
+        "seeds_of_budgets": seeds,
         "data": "simulated by nufm",
         "steps": STEPS,
         "batch_size": BATCH,
@@ -256,7 +262,7 @@ def write(jobs: list[tuple[str, int, int]], runs: Path, pretrained: str, out: Pa
             for name, by_budget in points.items()
         },
     }
-    save(out, "label_efficiency", report, markdown(points, budgets, seeds, about))
+    save(out, "label_efficiency", report, markdown(points, seeds, about))
     lines = {n: {k: [p["macro_f1"] for p in v] for k, v in by.items()} for n, by in points.items()}
     published = {
         name: {k: f1 / 100 for k, f1 in zip(PUBLISHED["events"], values, strict=True)}
@@ -285,8 +291,12 @@ def pretraining(run: Path, extra: dict) -> str:
     return f"{steps} of {data['batch_size']} events, {events:,} different ones, seed {settings['seed_everything']}"
 
 
-def markdown(points: dict, budgets: list[int], seeds: list[int], pretraining: str) -> str:
+def markdown(points: dict, seeds: dict[int, list[int]], pretraining: str) -> str:
     """Mean ± standard deviation over seeds, and the classes at the smallest budget; published numbers beside them."""
+    budgets = list(seeds)
+    which = {", ".join(map(str, s)) for s in seeds.values()}
+    if len(which) > 1:
+        which = {", ".join(map(str, s)) + f" ({k:,} events)" for k, s in seeds.items()}
     nearest = dict(zip(PUBLISHED["events"], range(len(PUBLISHED["events"])), strict=True))
     head = ["method", *(f"{k:,} events" for k in budgets), *(f"published, {k:,}" for k in budgets if k in nearest)]
     rows = []
@@ -302,7 +312,7 @@ def markdown(points: dict, budgets: list[int], seeds: list[int], pretraining: st
     return (
         f"{_table(head, rows)}\n"
         f"Macro-F1 × 100 over all voxels of {len(SCORED)} test events, mean ± standard deviation over seeds "
-        f"{', '.join(map(str, seeds))} (weights, order and choice of the labelled events); every run sees "
+        f"{'; '.join(sorted(which, key=len))} (weights, order and choice of the labelled events); every run sees "
         f"{STEPS * BATCH} event-samples. One pretraining without labels: {pretraining}. Simulated by nufm; published: "
         "paper-size networks, 20 M event-samples, PILArNet-M.\n\n"
         f"By class, {few} labelled events:\n\n{_table(['method', *MOTIF_NAMES], classes)}"

@@ -67,7 +67,7 @@ def test_table_of_label_efficiency():
         return {"macro_f1": f1, "f1": [f1, f1, None, 0.0, 1.0]}
 
     found = {"Panda full": {10: [points(0.5), points(0.7)], 100: [points(0.8), points(0.8)]}}
-    text = label_efficiency.markdown(found, [10, 100], [0, 1], "77 steps of it")
+    text = label_efficiency.markdown(found, {10: [0, 1], 100: [0, 1]}, "77 steps of it")
     published = yaml.safe_load((BENCHMARKS / "published.yaml").read_text())["panda"]["semantic"]["mean_f1"]
     assert f"| Panda full | 60.0 ± 14.1 | 80.0 ± 0.0 | {published['Panda full'][0]} |" in text
     assert "| Panda full | 60.0 ± 14.1 | 60.0 ± 14.1 | 0.0 ± 0.0 | 0.0 ± 0.0 | 100.0 ± 0.0 |" in text
