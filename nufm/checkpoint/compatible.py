@@ -18,7 +18,11 @@ ABSENT = "nothing"
 
 
 def check_compatible(
-    pretrained: Pretrained, encoder: nn.Module, transforms: Sequence[Transform], grid_size: float
+    pretrained: Pretrained,
+    encoder: nn.Module,
+    transforms: Sequence[Transform],
+    grid_size: float,
+    energy_threshold: float | None = None,
 ) -> None:
     """Refuse an export whose encoder does not fit where it is to go on.
 
@@ -28,6 +32,8 @@ def check_compatible(
             token, shuffling of the curves) may differ.
         transforms: what the events of the new run go through before packing.
         grid_size: edge of a lattice cell of the new run.
+        energy_threshold: in MeV, voxels with more are kept by the new run; None to leave it out of the comparison, as
+            it is where the export does not state its own.
 
     Raises:
         ValueError: they differ: each difference is listed, with what the checkpoint has and what the run has.
@@ -40,6 +46,9 @@ def check_compatible(
         differences += _compare(_arguments(theirs), _arguments(ours), "encoder")
     if pretrained.grid_size != grid_size:
         differences.append(_difference("grid_size", pretrained.grid_size, grid_size))
+    stated = pretrained.selection.get("energy_threshold")
+    if energy_threshold is not None and stated is not None and stated != energy_threshold:
+        differences.append(_difference("energy_threshold in MeV", stated, energy_threshold))
     before, after = flatten(pretrained.transforms), flatten(transforms)
     for i in range(max(len(before), len(after))):
         a, b = (repr(side[i]) if i < len(side) else ABSENT for side in (before, after))

@@ -114,8 +114,9 @@ class FinetuneCLI(RunCLI):
             return  # all weights come from the checkpoint
         pretrained = from_pretrained(source)
         if regime != "scratch":
+            data = self.datamodule
             check_compatible(
-                pretrained, self.model.network.encoder, self.datamodule.transforms, self.datamodule.grid_size
+                pretrained, self.model.network.encoder, data.transforms, data.grid_size, data.energy_threshold
             )
         self.model.load_encoder(pretrained.encoder)
 

@@ -105,6 +105,7 @@ def export(cli: RunCLI) -> None:
         grid_size=data.grid_size,
         classes={"motif": MOTIF_NAMES, "pid": PID_NAMES},
         units={"energy": "MeV", "momentum": "GeV/c", "vertex": "mm"},
+        selection={"energy_threshold": data.energy_threshold},
         extra={
             "method": cli.config.model.class_path,
             "steps": cli.trainer.global_step,

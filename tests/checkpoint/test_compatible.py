@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -60,6 +62,15 @@ def test_every_difference_is_listed(pretrained) -> None:
                  "transform 3", "transform 4: found nothing"):  # fmt: skip
         assert part in said
     assert "depths" not in said and "transform 1" not in said
+
+
+def test_events_read_with_another_cut_are_refused(pretrained) -> None:
+    stated = dataclasses.replace(pretrained, selection={"energy_threshold": 0.13})
+    check_compatible(stated, encoder(), event_transforms(), 0.001, 0.13)
+    check_compatible(stated, encoder(), event_transforms(), 0.001)
+    check_compatible(pretrained, encoder(), event_transforms(), 0.001, 0.4)  # it does not say
+    with pytest.raises(ValueError, match=r"energy_threshold in MeV: found 0\.13 in the checkpoint, expected 0\.4 as"):
+        check_compatible(stated, encoder(), event_transforms(), 0.001, 0.4)
 
 
 def test_another_class_is_refused(pretrained) -> None:
