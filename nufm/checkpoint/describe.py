@@ -25,6 +25,7 @@ import nufm
 from nufm.data.transforms import Transform
 
 MODELS, TRANSFORMS = "nufm.models", "nufm.data.transforms"
+BLOCKS = ("depths", "depth", "repetitions")  # arguments that say how much is built
 MAX_DEPTH = 4  # models inside models: a file must not recurse without end
 
 
@@ -104,6 +105,37 @@ def build(entry: object, package: str, where: object, depth: int = 0) -> Any:
         raise ValueError(
             f"{where}: {entry['class_path']} cannot be built from {entry['init_args']}: {error}"
         ) from error
+
+
+def check_size(entry: object, n_tensors: int, where: object) -> None:
+    """Refuse a description with more blocks than its file has tensors: a number in it could keep us building for days.
+
+    Raises:
+        ValueError: there are more.
+    """
+    blocks = _blocks(entry, 0)
+    if blocks > n_tensors:
+        raise ValueError(
+            f"{where}: the arguments {', '.join(BLOCKS)} ask for {blocks} blocks, expected at most one for each of the "
+            f"{n_tensors} tensors of the weights"
+        )
+
+
+def _blocks(entry: object, depth: int) -> int:
+    """Blocks that a description asks for: the sum of a list (a stage has a tensor even without blocks), the product of
+    single numbers; models inside it too.
+    """
+    arguments = entry.get("init_args") if isinstance(entry, dict) else None
+    if not isinstance(arguments, dict) or depth > MAX_DEPTH:  # refused by whoever builds it
+        return 0
+    total, product = sum(_blocks(value, depth + 1) for value in arguments.values()), 1
+    for name in BLOCKS:
+        value = arguments.get(name)
+        if isinstance(value, (list, tuple)):
+            total += sum(max(n, 1) for n in value if type(n) is int)
+        elif type(value) is int:
+            product *= max(value, 1)
+    return total + (product if product > 1 else 0)
 
 
 def rebuilt(model: nn.Module) -> nn.Module:

@@ -26,11 +26,11 @@ from torch import nn
 
 import nufm
 from nufm.checkpoint.compatible import flatten
-from nufm.checkpoint.describe import MODELS, TRANSFORMS, build, describe_model, describe_transform
-from nufm.checkpoint.files import CONFIG, MARK, WEIGHTS, find_export
+from nufm.checkpoint.describe import MODELS, TRANSFORMS, build, check_size, describe_model, describe_transform
+from nufm.checkpoint.files import CONFIG, MARK, WEIGHTS, find_export, hub_name
 from nufm.checkpoint.panda import load_panda
 from nufm.checkpoint.pretrained import ENERGY_THRESHOLD, Pretrained
-from nufm.checkpoint.weights import check_finite, check_fit, sha256, tensor_shapes
+from nufm.checkpoint.weights import check_finite, check_fit, check_types, sha256, tensor_shapes
 from nufm.data.tasks import TASKS, task_named
 from nufm.data.transforms import Transform
 
@@ -122,7 +122,9 @@ def save_pretrained(
 
 
 def _check_task(model: nn.Module, task: str, classes: Mapping[str, Sequence[str]], where: str) -> None:
-    """Refuse a task that the model cannot fulfil: no classes, or another number of them."""
+    """Refuse a task that the model cannot fulfil: no classes, another number of them, points where instances are
+    asked for or the reverse, or another class that is stuff.
+    """
     names = classes.get(task_named(task).label, task_named(task).classes)
     n_classes = getattr(model, "n_classes", None)
     if n_classes is None or not hasattr(model, "predict"):
@@ -133,6 +135,18 @@ def _check_task(model: nn.Module, task: str, classes: Mapping[str, Sequence[str]
         raise ValueError(
             f"{where}: the model has {n_classes} classes, the task '{task}' {len(names)} ({', '.join(names)}); is it a "
             "model for another task?"
+        )
+    kind, wanted = getattr(model, "kind", None), task_named(task)
+    if kind != wanted.kind:
+        raise ValueError(
+            f"{where}: the task '{task}' is {wanted.kind}, {type(model).__name__} is {kind}; expected one of "
+            f"{', '.join(t.name for t in TASKS.values() if t.kind == kind)}"
+        )
+    stuff = getattr(model, "stuff_class", None)
+    if stuff != wanted.stuff:
+        raise ValueError(
+            f"{where}: stuff_class of the model is {stuff}, expected {wanted.stuff} "
+            f"({names[wanted.stuff] if wanted.stuff is not None else 'none'}) for the task '{task}'"
         )
 
 
@@ -163,7 +177,7 @@ def from_pretrained(source: str | Path, map_location: torch.device | str = "cpu"
     """
     place = find_export(source)
     if place.name != CONFIG:
-        loaded = load_panda(place)
+        loaded = load_panda(place, hub=hub_name(source))
         loaded.model.to(map_location)
         return loaded
     config = _read_config(place)
@@ -188,7 +202,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     """``config.json``, checked; one of version 1 in the form of version 2."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
             f"{path}: not valid JSON, it is truncated or damaged ({error}); get it again"
         ) from error
@@ -229,6 +243,7 @@ def _build_model(config: dict[str, Any], folder: Path) -> nn.Module:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; an export holds {WEIGHTS} and {CONFIG}")
     found = tensor_shapes(path)
+    check_size(config["model"], len(found), folder / CONFIG)
     with torch.device("meta"):  # first without memory: a config can ask for any size
         wanted = {k: tuple(v.shape) for k, v in build(config["model"], MODELS, folder / CONFIG).state_dict().items()}
     check_fit(found, wanted, path)
@@ -242,9 +257,9 @@ def _build_model(config: dict[str, Any], folder: Path) -> nn.Module:
     # Initial weights are drawn only to be replaced: loading must not shift anyone's random numbers.
     with torch.random.fork_rng(devices=[]):
         model = build(config["model"], MODELS, folder / CONFIG)
-    tensors = load_file(path)
+    tensors, own = load_file(path), model.state_dict()
+    check_types(tensors, own, path)
     check_finite(tensors, str(path))
-    own = model.state_dict()
     # In the file's precision, but in the memory order the model chose: kernels read it so.
     laid_out = {k: torch.empty_like(own[k], dtype=v.dtype).copy_(v) for k, v in tensors.items()}
     model.load_state_dict(laid_out, assign=True)

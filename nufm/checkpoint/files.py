@@ -27,7 +27,7 @@ def find_export(source: str | Path) -> Path:
     if path.is_dir():
         return _folder(path)
     name = str(source)
-    if name.startswith(HUB) or re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
+    if hub_name(source) is not None:
         place = _download(name.removeprefix(HUB), explicit=name.startswith(HUB))
         if not place.is_dir():
             return _file(place)
@@ -40,6 +40,16 @@ def find_export(source: str | Path) -> Path:
     raise FileNotFoundError(
         f"{path}: no such file or folder; expected an export folder, a run folder or hf://owner/name"
     )
+
+
+def hub_name(source: str | Path) -> str | None:
+    """owner/name on the Hugging Face Hub, if that is what ``source`` stands for."""
+    name = str(source)
+    if Path(source).expanduser().exists():
+        return None
+    if not name.startswith(HUB) and not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
+        return None
+    return "/".join(name.removeprefix(HUB).partition("@")[0].split("/")[:2])
 
 
 def _file(path: Path) -> Path:
@@ -75,7 +85,7 @@ def _is_ours(config: Path) -> bool:
         content = json.loads(config.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False
-    except (UnicodeDecodeError, json.JSONDecodeError):
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         return True
     return not isinstance(content, dict) or "format" in content
 

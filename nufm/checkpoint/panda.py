@@ -30,9 +30,9 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nufm.checkpoint.panda_files import STEM, Released, read_released
+from nufm.checkpoint.panda_files import STEM, Released, read_released, shape_of
 from nufm.checkpoint.pretrained import ENERGY_THRESHOLD, Pretrained
-from nufm.checkpoint.weights import check_finite, check_fit, some
+from nufm.checkpoint.weights import check_finite, check_fit, check_types, some
 from nufm.data.tasks import task_named
 from nufm.data.transforms import event_transforms
 from nufm.models.detector import Detector
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=nn.Module)
 
 GRID_SIZE = 0.001
+PANDA_ON_HUB = r"DeepLearnPhysics/Panda(-\w+)?"
 # Argument of the published constructor -> ours.
 ENCODER_ARGUMENTS = {
     "in_channels": "in_channels",
@@ -88,8 +89,36 @@ RULES = {
 }
 
 
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_share(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+COUNTS, SHARE = (_is_count, True, "a list of whole numbers, at least 1"), (_is_share, False, "a number from 0 to 1")
+# Our name of a stored argument -> what its value, or each value of a list, must be; whether it is a list (None: either
+# will do); both in words.
+STORED = {
+    "in_channels": (_is_count, False, "a whole number, at least 1"),
+    **{"depths": COUNTS, "channels": COUNTS, "heads": COUNTS},
+    "window": (_is_count, None, "a whole number, at least 1, or a list of it"),
+    "curves": (lambda value: isinstance(value, str), None, "names of curves"),
+    "mlp_ratio": (lambda value: type(value) in (int, float) and 0 < value < float("inf"), False, "a positive number"),
+    "drop_path": SHARE,
+    "mask_token": (lambda value: type(value) is bool, False, "true or false"),
+    **{"stuff_threshold": SHARE, "mask_threshold": SHARE, "score_threshold": SHARE},
+    "min_points": (lambda value: type(value) is int and value >= 0, False, "a whole number, at least 0"),
+    "heads of queries": (_is_count, False, "a whole number, at least 1"),
+}
+
+
 def load_panda(
-    path: str | Path, branch: Literal["student", "teacher"] = "student", faithful: bool = False
+    path: str | Path,
+    branch: Literal["student", "teacher"] = "student",
+    faithful: bool = False,
+    hub: str | None = None,
 ) -> Pretrained:
     """A released network with the published preprocessing; what it is, its tensors' names say, not the file's.
 
@@ -98,6 +127,8 @@ def load_panda(
         branch: which encoder, where a pretraining checkpoint holds both.
         faithful: serialise to the depth that the batch needs, as published: an event's result then depends on the
             extent of the others in its batch.
+        hub: owner/name on the Hugging Face Hub that the file was downloaded from. Only if it is one of Panda's do the
+            weights count as released, under MIT; a file alone does not say where it comes from.
 
     Returns:
         An encoder, a Segmenter (task ``motif``) or a Detector (task ``particle`` or ``interaction``, by its classes),
@@ -108,7 +139,9 @@ def load_panda(
         ValueError: pickled code, missing tensors (listed), or an architecture that is not Panda's.
     """
     released = read_released(path, branch)
-    extra: dict[str, Any] = {"imported": "released Panda weights", "file": released.path.name, "licence": "MIT"}
+    extra: dict[str, Any] = {"imported": "Panda-format weights", "file": released.path.name}
+    if hub is not None and re.fullmatch(PANDA_ON_HUB, hub):
+        extra |= {"imported": "released Panda weights", "hub": hub, "licence": "MIT"}
     task = None
     if released.kind == "encoder":
         model: nn.Module = _encoder(released, faithful)
@@ -185,7 +218,7 @@ def _segmenter(released: Released, faithful: bool) -> tuple[Segmenter, str]:
     if decoder_tensors:
         arguments = _decoder_arguments(decoder_tensors, released.encoder_config, path)
         decoder = _built(Decoder, {"encoder_channels": list(encoder.channels), **arguments}, path)
-    n_classes = len(released.head["seg_head.weight"])
+    n_classes, _ = shape_of(released.head, "seg_head.weight", 2, path)
     _agree("num_classes", released.config.get("num_classes", n_classes), n_classes, path)
     model = _built(Segmenter, {"encoder": encoder, "decoder": decoder, "n_classes": n_classes}, path)
     tensors = {f"encoder.{k}": v for k, v in encoder_tensors.items()}
@@ -203,12 +236,9 @@ def _detector(released: Released, faithful: bool) -> tuple[Detector, str]:
     _check_fixed(config, FIXED_DETECTOR, path)
     encoder, encoder_tensors = _empty_encoder(released, faithful)
     two_layers = "decoder.cls_pred.fc2.weight" in head
-    try:
-        n_queries, width = head["decoder.query_feat.weight"].shape
-        n_classes = len(head["decoder.cls_pred.fc2.bias" if two_layers else "decoder.cls_pred.bias"]) - 1
-        mlp_ratio = len(head["decoder.blocks.0.mlp.fc1.bias"]) / width
-    except KeyError as error:
-        raise ValueError(f"{path}: missing: {error.args[0]}; are these Panda weights?") from error
+    n_queries, width = shape_of(head, "decoder.query_feat.weight", 2, path)
+    n_classes = shape_of(head, f"decoder.cls_pred.{'fc2.' if two_layers else ''}bias", 1, path)[0] - 1
+    mlp_ratio = shape_of(head, "decoder.blocks.0.mlp.fc1.bias", 1, path)[0] / width
     task = next((t for t in ("particle", "interaction") if len(task_named(t).classes) == n_classes), None)
     if task is None or (released.label is not None and released.label != task):
         raise ValueError(
@@ -219,34 +249,37 @@ def _detector(released: Released, faithful: bool) -> tuple[Detector, str]:
     shown |= {"mlp_point_proj": two_layers, "full_in_channels": sum(encoder.channels)}
     for name, value in shown.items():
         _agree(name, config.get(name, value), value, path)
-    stuff = list(config.get("stuff_classes") or [task_named(task).stuff])
-    if len(stuff) != 1:
-        raise ValueError(f"{path}: config has stuff_classes = {stuff}, expected one class")
+    stuff = config.get("stuff_classes")
+    if stuff not in (None, [], [task_named(task).stuff], (task_named(task).stuff,)):
+        raise ValueError(
+            f"{path}: config has stuff_classes = {stuff!r:.200}, expected [{task_named(task).stuff}], the stuff of the "
+            f"task '{task}'"
+        )
     arguments = {
         "encoder": encoder,
         "n_queries": n_queries,
         "n_classes": n_classes,
-        "stuff_class": stuff[0],
+        "stuff_class": task_named(task).stuff,
         "width": width,
-        "heads": config.get("num_heads", width // 16),
+        "heads": _stored(config, {"num_heads": "heads of queries"}, path).get("heads of queries", width // 16),
         "depth": len({k.split(".")[2] for k in head if k.startswith("decoder.blocks.")}),
         "mlp_ratio": mlp_ratio,
         "two_layer_projections": two_layers,
         # As in the published code of the time of the paper; later versions changed both.
         "positions": "queries",
         "mask_from": "before_last_update",
-        **{ours: config[theirs] for theirs, ours in RULES.items() if theirs in config},
+        **_stored(config, RULES, path),
     }
     model = _built(Detector, arguments, path)
     return _filled(model, {f"encoder.{k}": v for k, v in encoder_tensors.items()} | head, released, []), task
 
 
 def _built(cls: Callable[..., Model], arguments: Mapping[str, Any], path: Path) -> Model:
-    """Initial weights are drawn only to be replaced: loading must not shift anyone's random numbers."""
-    with torch.random.fork_rng(devices=[]):
+    """Without memory: the tensors of a stranger's file can ask for any size."""
+    with torch.device("meta"):
         try:
             return cls(**arguments)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
             raise ValueError(f"{path}: {cls.__name__} cannot be built from {dict(arguments)}: {error}") from error
 
 
@@ -256,10 +289,12 @@ def _filled(model: Model, tensors: Mapping[str, Tensor], released: Released, unu
     unused = sorted({*unused, *released.left_out, *(tensors.keys() - wanted.keys())})
     tensors = {k: v for k, v in tensors.items() if k in wanted}
     check_fit({k: tuple(v.shape) for k, v in tensors.items()}, wanted, released.path)
+    check_types(tensors, model.state_dict(), released.path)
     check_finite(tensors, str(released.path))
     if unused:
         log.info("%s: %d tensors not used: %s", released.path, len(unused), some(unused))
-    model.load_state_dict({k: v.to(model.state_dict()[k].dtype) for k, v in tensors.items()})
+    model = model.to_empty(device="cpu")
+    model.load_state_dict(tensors)  # in the model's precision
     return model.eval()
 
 
@@ -269,10 +304,11 @@ def _filled(model: Model, tensors: Mapping[str, Tensor], released: Released, unu
 def _encoder_arguments(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Constructor arguments from the tensors, completed by the stored ones."""
     _check_fixed(config, FIXED, path)
-    if any(s != 2 for s in config.get("stride", ())):
-        raise ValueError(f"{path}: config has stride = {config['stride']!r}, only 2 can be imported")
+    strides = config.get("stride", ())
+    if not isinstance(strides, (list, tuple)) or any(s != 2 for s in strides):
+        raise ValueError(f"{path}: config has stride = {strides!r:.200}, expected a list of 2s")
     shown = {
-        "in_channels": tensors[STEM].shape[1],
+        "in_channels": shape_of(tensors, STEM, 2, path)[1],
         **_stages(tensors, "enc", path),
         "mask_token": "embedding.mask_token" in tensors,
     }
@@ -305,19 +341,22 @@ def _stages(tensors: Mapping[str, Tensor], part: Literal["enc", "dec"], path: Pa
         if match := re.match(rf"{part}\.{part}(\d+)\.block(\d+)\.", key):
             stage, block = int(match[1]), int(match[2])
             blocks[stage] = max(blocks.get(stage, 0), block + 1)
-    stages = range(max(blocks, default=-1) + 1)
-    try:
-        channels = [len(tensors[f"{part}.{part}{s}.block0.norm1.0.weight"]) for s in stages]
-        mlp_ratio = len(tensors[f"{part}.{part}0.block0.mlp.0.fc1.bias"]) / channels[0]
-    except (KeyError, IndexError) as error:
+    if sum(blocks.values()) > len(tensors):  # names are numbers that anyone can write
         raise ValueError(
-            f"{path}: missing: {error.args[0] if error.args else error}; are these Panda weights?"
-        ) from error
+            f"{path}: the names of its tensors ask for {sum(blocks.values())} blocks in '{part}', expected at most one "
+            f"for each of the {len(tensors)} tensors"
+        )
+    stages = range(max(blocks, default=0) + 1)
+    channels = [shape_of(tensors, f"{part}.{part}{s}.block0.norm1.0.weight", 1, path)[0] for s in stages]
+    mlp_ratio = shape_of(tensors, f"{part}.{part}0.block0.mlp.0.fc1.bias", 1, path)[0] / channels[0]
     return {"depths": [blocks.get(s, 0) for s in stages], "channels": channels, "mlp_ratio": mlp_ratio}
 
 
 def _stored(config: Mapping[str, Any], names: Mapping[str, str], path: Path) -> dict[str, Any]:
     """Arguments of the public constructor under our names."""
+    for theirs, ours in names.items():
+        if theirs in config:
+            _check_stored(theirs, config[theirs], *STORED[ours], path)
     stored = {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
     if isinstance(stored.get("window"), (list, tuple)):
         if len(set(stored["window"])) != 1:
@@ -329,6 +368,16 @@ def _stored(config: Mapping[str, Any], names: Mapping[str, str], path: Path) -> 
     if isinstance(stored.get("curves"), str):
         stored["curves"] = [stored["curves"]]
     return stored
+
+
+def _check_stored(
+    name: str, value: Any, allowed: Callable[[Any], bool], listed: bool | None, expected: str, path: Path
+) -> None:
+    """Refuse a value of the config that is not of its kind."""
+    is_list = isinstance(value, (list, tuple))
+    fits = all(map(allowed, value)) if is_list and listed is not False else allowed(value) and listed is not True
+    if not fits or (is_list and not value):
+        raise ValueError(f"{path}: config has {name} = {value!r:.200}, expected {expected}")
 
 
 def _check_fixed(config: Mapping[str, Any], fixed: Mapping[str, Any], path: Path) -> None:

@@ -92,6 +92,20 @@ def read_released(path: str | Path, branch: Literal["student", "teacher"] = "stu
     return Released(kind, encoder, head, sorted(left_out), config, next(iter(labels), None), path)
 
 
+def shape_of(tensors: Mapping[str, Tensor], name: str, n_dimensions: int, path: Path) -> tuple[int, ...]:
+    """Shape of a tensor that sizes are read off.
+
+    Raises:
+        ValueError: it is missing, has another number of dimensions, or one of length 0.
+    """
+    if name not in tensors:
+        raise ValueError(f"{path}: missing: {name}; are these Panda weights?")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != n_dimensions or 0 in shape:
+        raise ValueError(f"{path}: tensor '{name}' has shape {shape}, expected {n_dimensions} lengths, none of them 0")
+    return shape
+
+
 def _renamed(name: str, labels: set[str]) -> str | None:
     """A head's name as the public code has it; None if it belongs to no head. ``labels`` gathers the successor's."""
     if name.endswith(".anneal_progress") or not name.startswith(("seg_head.", "decoder.")):
@@ -116,7 +130,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         config_file = path.with_name("config.json")
         try:
             config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{config_file}: not valid JSON ({error}); get it again") from error
         return load_file(path), _config(config)
     content = read_pickled(path, f"take the safetensors mirrors instead ({MIRRORS})")

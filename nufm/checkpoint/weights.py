@@ -16,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # what weights may be stored in
+
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
@@ -43,6 +45,23 @@ def check_fit(
         problems.append(f"wrong shape: {some(wrong)}")
     if problems:
         raise ValueError(f"{where}: the tensors do not fit the model. " + "; ".join(problems))
+
+
+def check_types(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: object) -> None:
+    """Refuse tensors that are no weights: another kind of number than the model's, sparse, or without content."""
+    for name, tensor in tensors.items():
+        own = wanted[name].dtype
+        expected = FLOATING if own.is_floating_point else (own,)
+        if tensor.dtype not in expected:
+            raise ValueError(
+                f"{where}: tensor '{name}' is {_short(tensor.dtype)}, expected {' or '.join(map(_short, expected))}"
+            )
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise ValueError(f"{where}: tensor '{name}' is sparse or has no content, expected a dense one")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:

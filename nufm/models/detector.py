@@ -11,7 +11,7 @@ C classes, S pairs of a query and a thing of its event.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -299,6 +299,8 @@ class Detector(nn.Module):
         ValueError: no queries, a stuff class that is not among the classes, a width that is no multiple of the heads,
             or an unknown option.
     """
+
+    kind: ClassVar[str] = "panoptic"  # of the tasks it can be trained for
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from nufm.ops.pool import take
 class SemanticModel(nn.Module):
     """A network that maps a batch to logits (N, K); subclasses define ``forward`` and set ``n_classes``."""
 
+    kind: ClassVar[str] = "semantic"  # of the tasks it can be trained for
     n_classes: int
 
     @abstractmethod
@@ -101,7 +102,7 @@ class Decoder(nn.Module):
                 f"found {len(depths)}, {len(channels)} and {len(heads)}"
             )
         for c, h in zip(channels, heads, strict=True):
-            if c % h:
+            if h < 1 or c % h:
                 raise ValueError(f"channels must be multiples of heads, found {c} channels and {h} heads")
         self.encoder_channels, self.depths, self.channels = tuple(encoder_channels), tuple(depths), tuple(channels)
         rates = torch.linspace(0, drop_path, sum(depths), device="cpu").tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from nufm.checkpoint import from_pretrained, save_pretrained, untrained_twin
 from nufm.data.event import MOTIF_NAMES, PointBatch
@@ -254,6 +255,10 @@ def test_other_transforms_are_refused(path, export) -> None:
         (lambda c: c["model"]["init_args"].update(surprise=1), "no argument 'surprise'"),
         (lambda c: c["model"]["init_args"].update(depths="ab"), "cannot be built"),
         (lambda c: c["model"]["init_args"].update(heads=[3, 2]), "multiples of heads"),
+        (lambda c: c["model"]["init_args"].update(heads=[0, 2]), "multiples of heads"),
+        (lambda c: c["model"]["init_args"].update(window=0), "window must be a number of points, at least 1, found 0"),
+        (lambda c: c["model"]["init_args"].update(window=1.5), "window must be .* found 1.5"),
+        (lambda c: c["model"]["init_args"].update(depths=[10**7, 1]), "10000001 blocks"),
         (lambda c: c["model"]["init_args"].update(depths=[1, 3]), r"missing: enc\.enc1\.block2"),
         (lambda c: c["model"]["init_args"].update(depths=[1, 1]), r"unexpected: enc\.enc1\.block1"),
         (
@@ -294,9 +299,19 @@ def test_bad_weights_are_refused(export) -> None:
         from_pretrained(export)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_weights_that_are_no_weights_are_refused(dtype, export) -> None:
+    """Also if the config knows their checksum."""
+    path = export / "model.safetensors"
+    save_file({k: torch.ones_like(v).to(dtype) for k, v in load_file(path).items()}, path)
+    edit(export, lambda c: c["weights"].update(sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
+    with pytest.raises(ValueError, match=rf"model\.safetensors: tensor '.*' is {str(dtype)[6:]}, expected float32 or"):
+        from_pretrained(export)
+
+
 def test_bad_json_is_refused(export) -> None:
     path = export / "config.json"
-    for text in (path.read_text()[:50], "[]", "\x00", "3"):
+    for text in (path.read_text()[:50], "[]", "\x00", "3", "[" * 10**5):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"config\.json"):
             from_pretrained(export)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 
 import huggingface_hub
@@ -129,11 +130,41 @@ def test_panda_missing_and_damaged_tensors(tmp_path) -> None:
     refused("enable_rpe = True", panda_state(), {"enable_rpe": True})
     refused("enc_patch_size", panda_state(), {"enc_patch_size": (64, 128)})
     refused("stride", panda_state(), {"stride": (2, 4)})
+    for field, value in (
+        ("stride", 2), ("enc_num_head", [0, 2]), ("enc_num_head", 2), ("enc_num_head", ["1", 2]), ("enc_num_head", []),
+        ("enc_patch_size", 0), ("enc_patch_size", [0, 0]), ("enc_patch_size", 64.5), ("enc_patch_size", [[64], [64]]),
+        ("enc_depths", 3), ("order", 3), ("order", [1]), ("drop_path", "0.3"), ("mlp_ratio", 0), ("in_channels", None),
+    ):  # fmt: skip
+        found = re.escape(repr(value))
+        refused(rf"p\.pth: config has {field} = {found}, expected ", panda_state(), {field: value})
+    refused("cannot be built from", panda_state(), {"enc_num_head": [1, 2, 4]})
+    stem = "embedding.stem.linear.weight"
+    for shape in ((16,), (), (16, 0)):
+        refused(rf"p\.pth: tensor '{stem}' has shape .*expected 2 lengths", panda_state() | {stem: torch.zeros(shape)})
+    refused(r"norm1\.0\.weight' has shape \(\)", panda_state() | {"enc.enc0.block0.norm1.0.weight": torch.zeros(())})
+    whole = {k: torch.ones_like(v, dtype=torch.int64) for k, v in panda_state().items()}
+    refused("p.pth: tensor '.*' is int64, expected float32 or", whole)
+    refused("is sparse", panda_state() | {stem: panda_state()[stem].to_sparse()})
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(ValueError, match=r"p\.pth"):
         load_panda_pth(path)
     with pytest.raises(FileNotFoundError):
         load_panda_pth(tmp_path / "none.pth")
+
+
+def test_names_and_shapes_that_ask_for_the_moon(tmp_path) -> None:
+    """What a stranger's file claims costs neither time nor memory."""
+    path = tmp_path / "p.pth"
+    state = panda_state()
+    many = state | {"enc.enc0.block99999999.norm1.0.weight": torch.zeros(16)}
+    wide = state | {"enc.enc1.block0.norm1.0.weight": torch.zeros(2**20)}  # its queries, keys, values: 12 TiB
+    for content, message in ((many, "ask for 100000002 blocks"), (wide, "wrong shape")):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=message):
+            load_panda_pth(path)
+    torch.save(state | {"enc.enc9999999.block0.x": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"missing: enc\.enc2\.block0"):
+        load_panda_pth(path)
 
 
 class Payload:
@@ -382,7 +413,9 @@ def test_networks_that_are_not_pandas_are_refused(tmp_path) -> None:
     refused("only 'learned' can be imported", particle, {"query_type": "superpoint"})
     refused("only True can be imported", particle, {"use_stuff_head": False})
     refused("num_queries = 30", particle, {"num_queries": 30})
-    refused("stuff_classes", particle, {"stuff_classes": [0, 5]})
+    for stuff in ([0, 5], [0], 0, 5, "none"):
+        refused(r"p\.pth: config has stuff_classes = .*expected \[5\]", particle, {"stuff_classes": stuff})
+    refused(r"expected \[0\]", released("interaction"), {"stuff_classes": [1]})
     broken = particle | {"decoder.query_feat.weight": torch.full((32, 32), torch.inf)}
     refused("NaN or infinity", broken)
     both = particle | {f"decoder.cls_pred_by_label.{k}.weight": torch.zeros(1) for k in ("particle", "interaction")}
@@ -410,9 +443,12 @@ def test_names_on_the_hub(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", one_file)
     monkeypatch.chdir(tmp_path)
-    assert from_pretrained("DeepLearnPhysics/Panda-Semantic").task == "motif"
+    loaded = from_pretrained("DeepLearnPhysics/Panda-Semantic")
+    assert loaded.task == "motif" and loaded.extra["hub"] == "DeepLearnPhysics/Panda-Semantic"
+    assert loaded.extra["licence"] == "MIT" and loaded.extra["imported"] == "released Panda weights"
     assert from_pretrained("hf://DeepLearnPhysics/Panda-Semantic@c1cdee02").task == "motif"
-    assert from_pretrained("hf://DeepLearnPhysics/Panda/panda_interaction.pth").task == "interaction"
+    loaded = from_pretrained("hf://DeepLearnPhysics/Panda/panda_interaction.pth")
+    assert loaded.task == "interaction" and loaded.extra["licence"] == "MIT"
     asked_before = list(asked)
     (mirror / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no \.safetensors file; name a file"):
@@ -422,6 +458,21 @@ def test_names_on_the_hub(monkeypatch, tmp_path) -> None:
         ("DeepLearnPhysics/Panda-Semantic", "c1cdee02"),
         ("DeepLearnPhysics/Panda", "panda_interaction.pth"),
     ]
+
+
+def test_no_licence_is_claimed_for_weights_of_others(monkeypatch, tmp_path) -> None:
+    """Names of tensors do not say whose they are: a private checkpoint of the public training code has Panda's too."""
+    mirror = tmp_path / "DeepLearnPhysics" / "Panda-Base"  # a folder here is not the Hub
+    mirror.mkdir(parents=True)
+    save_file(released("base"), mirror / "model.safetensors")
+    torch.save({"state_dict": panda_state("module.student.backbone.")}, tmp_path / "private.pth")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(mirror))
+    monkeypatch.chdir(tmp_path)
+    for source in ("DeepLearnPhysics/Panda-Base", "private.pth", "hf://someone/Panda-Base",
+                   "hf://someone/DeepLearnPhysics", "hf://DeepLearnPhysics/Pandas"):  # fmt: skip
+        extra = from_pretrained(source).extra
+        assert "licence" not in extra and extra["imported"] == "Panda-format weights", source
+    assert from_pretrained("hf://DeepLearnPhysics/Panda-Base@v1").extra["licence"] == "MIT"
 
 
 def test_the_config_beside_a_named_file_counts(tmp_path) -> None:

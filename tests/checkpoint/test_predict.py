@@ -159,12 +159,52 @@ def test_models_without_end_are_refused(tmp_path) -> None:
         from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("segmenter", lambda a: a["encoder"]["init_args"].update(depths=[10**7, 1]), "depths.* 10000002 blocks"),
+        ("segmenter", lambda a: a["decoder"]["init_args"].update(depths=[10**12]), "1000000000002 blocks"),
+        ("particle", lambda a: a.update(depth=10**9), "1000000002 blocks"),
+        ("uresnet", lambda a: a.update(repetitions=10**7), "30000000 blocks"),
+        ("uresnet", lambda a: a.update(depth=50, repetitions=50), "2500 blocks, expected at most one for each of the"),
+    ],
+)
+def test_models_of_any_size_are_refused(kind, change, message, tmp_path) -> None:
+    """Before they are built, which would take days: without memory is not without time."""
+    folder = exported(tmp_path, kind)
+    config = json.loads((folder / "config.json").read_text())
+    change(config["model"]["init_args"])
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"config\.json: .*{message}"):
+        from_pretrained(folder)
+
+
+def test_a_task_that_does_not_fit_is_not_read(tmp_path) -> None:
+    for kind, task, message in (
+        ("particle", "pid", "'pid' is semantic, Detector is panoptic"),
+        ("particle", "particle", "stuff_class of the model is 0, expected 5"),
+        ("interaction", "interaction", "stuff_class of the model is 1, expected 0"),
+    ):
+        folder = exported(tmp_path / f"{kind} {task}", kind)
+        config = json.loads((folder / "config.json").read_text())
+        config["task"] = task
+        if task == kind:
+            config["model"]["init_args"]["stuff_class"] = 0 if kind == "particle" else 1
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=rf"config\.json: .*{message}"):
+            from_pretrained(folder)
+
+
 def test_a_task_that_does_not_fit_is_not_written(tmp_path) -> None:
     settings = {"transforms": event_transforms(), "grid_size": 0.001}
     for model, task, message in (
         (network("segmenter"), "pid", "5 classes, the task 'pid' 6"),
         (network("segmenter"), "tracks", "unknown task"),
         (network("segmenter").encoder, "motif", "predicts no classes"),
+        (Segmenter(network("segmenter").encoder, None, 6), "particle", "'particle' is panoptic, Segmenter is semantic"),
+        (network("particle"), "pid", "'pid' is semantic, Detector is panoptic; expected one of particle, interaction"),
+        (Detector(network("probe").encoder, 6, stuff_class=0, width=32, heads=2), "particle",
+         r"stuff_class of the model is 0, expected 5 \(none\)"),
     ):
         with pytest.raises(ValueError, match=message):
             save_pretrained(tmp_path / "e", model, task=task, **settings)
