@@ -20,7 +20,7 @@ from rich.console import Console
 
 from nufm.checkpoint import Pretrained
 from nufm.data.datamodule import PointDataModule
-from nufm.data.pilarnet import PILArNetReader
+from nufm.data.pilarnet import NO_LABELS, PILArNetReader
 from nufm.data.transforms import Transform
 from nufm.machine import available_cores, keep_freed_memory
 from nufm.running.folder import environment, git_state
@@ -142,14 +142,28 @@ def open_data(settings: Namespace | dict, pretrained: Pretrained) -> PointDataMo
 
 
 def check_labels(reader: PILArNetReader, labels: Sequence[str], remedy: str) -> None:
-    """Raises ValueError, naming the first file, if files lack the PID that one of ``labels`` needs."""
-    without = [f for f, columns in zip(reader.files, reader.cluster_columns, strict=True) if columns < 6]
-    if "pid" in labels and without:
-        more = f" and {len(without) - 1} more" if len(without) > 1 else ""
+    """Check that the files have the labels: those with ``point`` alone have none, those of v1 no PID.
+
+    Raises:
+        ValueError: names the first file that lacks one of ``labels``.
+    """
+    columns = list(zip(reader.files, reader.cluster_columns, strict=True))
+    unlabelled = [file for file, n in columns if n == NO_LABELS]
+    without_pid = [file for file, n in columns if NO_LABELS < n < 6]
+    if labels and unlabelled:
         raise ValueError(
-            f"{without[0]}{more}: no 'pid' labels, found clusters of 5 columns (PILArNet-M v1), expected 6 "
+            f"{_and_more(unlabelled)}: no labels, found no data set 'cluster', expected one to compare with; use "
+            "files that have it"
+        )
+    if "pid" in labels and without_pid:
+        raise ValueError(
+            f"{_and_more(without_pid)}: no 'pid' labels, found clusters of 5 columns (PILArNet-M v1), expected 6 "
             f"(v2 or v3); {remedy}"
         )
+
+
+def _and_more(files: Sequence[Path]) -> str:
+    return f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else str(files[0])
 
 
 # ---------------------------------------------------------------------------------------- the machine

@@ -3,10 +3,15 @@
 PILArNet-M (Young, Terao et al., arXiv 2502.02558; DeepLearnPhysics/PILArNet-M on the Hugging Face Hub)
 stores one event per row of each data set, as a flat array of variable length:
 
-    point          rows of 8: x, y, z (voxel index), voxel value (MeV), energy deposit (MeV), time,
-    electrons, dx cluster        rows of 5 (v1) or 6 (v2, v3): points, fragment id, particle (group) id,
-    interaction id, motif[, PID] cluster_extra  v2: rows of 5, v3: rows of 6: mass (MeV), |p| (GeV/c), vertex
-    x, y, z (mm)[, is primary]
+    point          rows of 8           x, y, z (voxel index), voxel value (MeV), energy deposit (MeV), time,
+                                       electrons, dx
+    cluster        rows of 5 (v1)      points, fragment id, particle (group) id, interaction id, motif
+                   rows of 6 (v2, v3)  the same, PID
+    cluster_extra  not in v1
+                   rows of 5 (v2)      mass (MeV), |p| (GeV/c), vertex x, y, z (mm)
+                   rows of 6 (v3)      the same, is primary
+
+Files with ``point`` alone hold unlabelled events.
 
 Points are stored fragment by fragment in the order of the cluster rows, so a point's labels are its cluster
 row's. The first cluster row of an event holds its low-energy deposits (ids -1). As in the published code,
@@ -198,6 +203,7 @@ class PILArNetReader:
 
         point = _rows(handle, "point", row, POINT_COLUMNS, path)
         if columns == NO_LABELS:
+            self._check_count(index, len(point), name)
             voxel, energy = self._check_points(point, name)
             keep = energy > self.energy_threshold
             return Event(voxel=voxel[keep], energy=energy[keep], detector=self.detector, name=name)
@@ -213,12 +219,7 @@ class PILArNetReader:
             raise _damaged(
                 name, "point", "", f"{len(point)} rows", f"{sizes.sum()} rows, the sum of the cluster sizes"
             )
-        counted = int(self._counts[self._file_index[index]][row])
-        if counted != len(point):
-            raise ValueError(
-                f"{name}: field 'point' has {len(point)} rows, but the index says {counted}; the companion "
-                f"{_companion(path).name} belongs to another file, remove or rebuild it"
-            )
+        self._check_count(index, len(point), name)
         voxel, energy = self._check_points(point, name)
         self._check_classes(cluster, name)
 
@@ -251,6 +252,15 @@ class PILArNetReader:
             detector=self.detector,
             name=name,
         )
+
+    def _check_count(self, index: int, found: int, name: str) -> None:
+        """The index made the selection, so it must be that of this file."""
+        counted = int(self._counts[self._file_index[index]][self._row_index[index]])
+        if counted != found:
+            raise ValueError(
+                f"{name}: field 'point' has {found} rows, but the index says {counted}; the companion "
+                f"{_companion(self.files[self._file_index[index]]).name} belongs to another file, remove or rebuild it"
+            )
 
     def _check_points(self, point: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Voxels int32 (n, 3) and energies float32 (n,) of all points, before the cut."""

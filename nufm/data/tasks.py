@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nufm.data.event import MOTIF_NAMES, PID_NAMES
+from nufm.data.event import MOTIF_NAMES, PID_NAMES, POINT_LABELS
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,14 @@ class Task:
         for needed in (self.label, self.instance):
             if needed is not None and needed not in labels:
                 where = f"{names[0]}: " if names else ""
+                if not set(POINT_LABELS) & set(labels):
+                    why = "these events are unlabelled, as those of files with 'point' alone: use files with 'cluster'"
+                elif needed == "pid":
+                    why = "files of PILArNet-M v1 have no PID: use v2 or v3, or another task"
+                else:
+                    why = "give the events that label, or use another task"
                 raise ValueError(
-                    f"{where}the task '{self.name}' needs the label '{needed}', found {sorted(labels)}; "
-                    "files of PILArNet-M v1 have no PID: use v2 or v3, or another task"
+                    f"{where}the task '{self.name}' needs the label '{needed}', found {sorted(labels)}; {why}"
                 )
         truth = labels[self.label]
         if self.label == self.instance:  # interactions: a point belongs to one or does not

@@ -429,6 +429,19 @@ def test_companion_of_another_file(tmp_path):
         PILArNetReader(path)
 
 
+def test_companion_of_another_unlabelled_file(tmp_path):
+    """The selection would be that of the other file's events."""
+    path = write_file(tmp_path / "a.h5", [make_event(0, 40), make_event(1, 40)])
+    with h5py.File(path, "a") as f:
+        del f["cluster"], f["cluster_extra"]
+    np.save(tmp_path / "a_points.npy", [40, 41])
+    reader = PILArNetReader(path, min_points=0)
+    assert len(reader[0]) == len(reader[-2]) == 40
+    for last in (1, -1):
+        with pytest.raises(ValueError, match=r"a\.h5#1: .*40 rows, but the index says 41.*a_points\.npy"):
+            reader[last]
+
+
 def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(pilarnet, "MAX_OPEN_FILES", 2)
     reader = PILArNetReader(

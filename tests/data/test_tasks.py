@@ -38,6 +38,13 @@ def test_stuff_is_what_no_instance_has():
 def test_refusals():
     with pytest.raises(ValueError, match=r"a\.h5#3: the task 'pid' needs the label 'pid', found \['motif'\]"):
         TASKS["pid"].targets({"motif": LABELS["motif"]}, ("a.h5#3",))
+    with pytest.raises(ValueError, match=r"found \['motif'\]; files of PILArNet-M v1 have no PID: use v2 or v3"):
+        TASKS["particle"].targets({"motif": LABELS["motif"]})
+    for task in ("motif", "pid", "particle", "interaction"):
+        with pytest.raises(ValueError, match=r"found \[\]; these events are unlabelled.*'point' alone"):
+            TASKS[task].targets({})
+    with pytest.raises(ValueError, match=r"needs the label 'particle', found \['pid'\]; give the events that label"):
+        TASKS["particle"].targets({"pid": LABELS["pid"]})
     with pytest.raises(ValueError, match="a: label 'motif' holds class 7, the task 'motif' has 5: shower, track"):
         TASKS["motif"].targets({"motif": torch.tensor([7])}, ("a",))
     with pytest.raises(ValueError, match="unknown task 'motive', expected one of motif, pid, particle, interaction"):
