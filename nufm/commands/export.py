@@ -12,11 +12,12 @@ import torch
 import yaml
 
 from nufm.checkpoint import Pretrained, from_pretrained, model_card, save_pretrained
-from nufm.checkpoint.describe import MODELS, TRANSFORMS, build
-from nufm.checkpoint.weights import check_finite, check_fit, read_pickled
+from nufm.checkpoint.describe import MODELS, TRANSFORMS, build, check_size
+from nufm.checkpoint.weights import check_finite, check_fit, check_types, read_pickled
 from nufm.commands.inputs import main, run_folder
 from nufm.data.tasks import task_named
 from nufm.data.transforms import event_transforms
+from nufm.models.segmenter import Segmenter
 from nufm.running.checkpointing import newest_checkpoint, verify
 from nufm.running.folder import write_atomic
 
@@ -146,13 +147,19 @@ def from_run(run: Path, checkpoint: Path, branch: Literal["teacher", "student"] 
     if not any(name.startswith(prefix) for name in state) and part == "encoder":
         prefix = "encoder."
     tensors = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    described = _description(method[part])
+    check_size(described, len(tensors), where)
     with torch.random.fork_rng(devices=[]):
-        model = build(_description(method[part]), MODELS, where)
+        model = build(described, MODELS, where)
+        # In this regime the method leaves the decoder out: the configuration names it all the same.
+        if method.get("regime") == "lin" and isinstance(model, Segmenter) and model.decoder is not None:
+            model = model.without_decoder()
     check_fit(
         {k: tuple(v.shape) for k, v in tensors.items()},
         {k: tuple(v.shape) for k, v in model.state_dict().items()},
         checkpoint,
     )
+    check_types(tensors, model.state_dict(), checkpoint)
     check_finite(tensors, str(checkpoint))
     model.load_state_dict(tensors)
     given = data.get("transforms")

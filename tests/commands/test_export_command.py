@@ -133,6 +133,41 @@ def test_a_run_that_has_not_ended(name, segmentation, tmp_path) -> None:
     assert isinstance(loaded.model, Segmenter)
 
 
+def test_a_linear_run_has_no_decoder_to_export(segmentation, pretraining, folder, tmp_path) -> None:
+    """Its configuration names one, which the method leaves out."""
+    config = yaml.safe_load((folder / "segment.yaml").read_text())
+    config["model"]["init_args"]["regime"] = "lin"
+    config["data"]["init_args"].pop("energy_threshold")
+    (tmp_path / "lin.yaml").write_text(yaml.safe_dump(config))
+    done = tmp_path / "lin"
+    finetune(["--config", str(tmp_path / "lin.yaml"), "--pretrained", str(pretraining), "--run", str(done)])
+    assert config["model"]["init_args"]["network"]["init_args"]["decoder"] is not None
+    loaded = load(unfinished(done, tmp_path / "run"))
+    assert loaded.model.decoder is None and loaded.extra["regime"] == "lin"
+    trained = torch.load(done / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {f"network.{k}" for k in loaded.model.state_dict()} == {k for k in trained if k.startswith("network.")}
+    assert all(torch.equal(v, trained[f"network.{k}"]) for k, v in loaded.model.state_dict().items())
+
+
+def test_a_pretraining_says_how_its_events_were_read(folder, tmp_path, capsys) -> None:
+    config = write_config(
+        tmp_path / "c.yaml", folder / "data", trainer__max_steps=2, report__enabled=False,
+        data__init_args__energy_threshold=0.4,
+    )  # fmt: skip
+    pretrain(["--config", str(config), "--run", str(tmp_path / "run")])
+    assert from_pretrained(tmp_path / "run").selection == {"energy_threshold": 0.4}
+    content = yaml.safe_load(config.read_text())
+    content["data"]["init_args"].pop("views")
+    content.pop("report")
+    content["data"]["init_args"]["energy_threshold"] = 0.13
+    content["model"] = json.loads(json.dumps(SEGMENTATION))
+    content["model"]["init_args"]["regime"] = "full"
+    (tmp_path / "f.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(SystemExit):
+        finetune(["--config", str(tmp_path / "f.yaml"), "--pretrained", str(tmp_path / "run")])
+    assert "energy_threshold in MeV: found 0.4 in the checkpoint, expected 0.13" in capsys.readouterr().err
+
+
 def test_branches_of_a_pretraining(pretraining, tmp_path) -> None:
     run = unfinished(pretraining, tmp_path / "run")
     trained = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -151,7 +186,9 @@ def test_released_weights(tmp_path) -> None:
     export(["--checkpoint", str(tmp_path / "panda_base.pth"), "--out", str(tmp_path / "out"), "--name", "Panda-Base"])
     assert same(from_pretrained(tmp_path / "out").model, model)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "# Panda-Base" in card and "license: mit" in card and "released Panda weights" in card
+    # A file of this layout may be anyone's.
+    assert "# Panda-Base" in card and "| Panda-format weights |" in card
+    assert "license: unknown" in card and "Weights: not stated" in card and "MIT" not in card
 
 
 def test_what_is_refused(segmentation, tmp_path, capsys) -> None:
