@@ -244,7 +244,8 @@ def evaluate(
 
     Raises:
         ValueError: no events, an export without a task, classes that are not the task's, or events without the
-            task's labels. All of these before anything is predicted.
+            task's labels. All of these before anything is predicted, the labels of the first event; those of the
+            others batch by batch.
     """
     task = check(pretrained, events)
     collected = Evaluation(task) if collected is None else collected
