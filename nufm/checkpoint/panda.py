@@ -11,10 +11,11 @@ The names of an encoder's tensors are the published ones; those of the other net
 
 What differs from the published forward pass: in evaluation the curves keep their order, where the published code
 shuffles them at random; windows always hold 256 points, as with the flash-attention that trained the weights, where
-the published code without it shrinks them to the smallest event of the batch; and the curves have a fixed depth, where
-the published one follows the largest event of the batch, which turns the Hilbert curves. ``faithful=True`` takes the
-published depth; with it, the curves in order, and windows that all hold 256 points or a whole event, features, logits
-and masks equal those of the published code (tests/checkpoint/test_panda_reference.py).
+the published code without it shrinks them to the smallest event of the batch; and the depth of the curves follows each
+event, where the published one follows the largest event of the batch, which turns the Hilbert curves of the others.
+For one event at a time, with the published curves in order, and windows that hold 256 points or the whole event,
+features, logits and masks equal those of the published code (tests/checkpoint/test_panda_reference.py); for a batch
+they do with ``faithful=True``, which takes the depth of the batch.
 
 The released files themselves were not at hand when this was written: it follows the public loader and classes.
 """
@@ -200,8 +201,7 @@ def _empty_encoder(released: Released, faithful: bool) -> tuple[PointTransformer
     """An encoder of the right shape, and the tensors it is to be filled with."""
     tensors = {k: v for k, v in released.encoder.items() if not k.startswith("dec.")}
     arguments = _encoder_arguments(tensors, released.encoder_config, released.path)
-    if faithful:
-        arguments["depth_bits"] = None
+    arguments["depth_bits"] = None if faithful else "event"
     return _built(PointTransformerV3, arguments, released.path), tensors
 
 

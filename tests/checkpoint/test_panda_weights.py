@@ -33,7 +33,7 @@ def event():
 
 def encoder(seed: int = 0, **changes: object) -> PointTransformerV3:
     torch.manual_seed(seed)
-    return PointTransformerV3(**(ARGUMENTS | changes)).eval()
+    return PointTransformerV3(**({"depth_bits": "event"} | ARGUMENTS | changes)).eval()  # as imports are
 
 
 def packed(event) -> PointBatch:
@@ -303,7 +303,7 @@ def test_published_sizes(kind, n_tensors, n_parameters) -> None:
     shapes = documented(kind)
     assert len(shapes) == n_tensors and sum(int(np.prod(s)) for s in shapes.values()) == n_parameters
     with torch.device("meta"):
-        inner = PointTransformerV3(mask_token=kind == "base")
+        inner = PointTransformerV3(mask_token=kind == "base", depth_bits="event")
         model = {
             "base": lambda: inner,
             "semantic": lambda: Segmenter(inner, Decoder(), 5),
