@@ -51,7 +51,7 @@ def write_evaluation(
     found["examples"] = {kind: [e.scores for e in kept] for kind, kept in examples_of(collected).items()}
     found |= dict(provenance or {})
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in ("best*.png", "worst*.png", "instances.png", "events.html"):
+    for kind in ("best*.png", "worst*.png", "instances.png", "classes.png", "events.html"):
         for stale in folder.glob(kind):  # this time there may be fewer
             stale.unlink()
     (folder / "scores.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
@@ -67,7 +67,7 @@ def write_evaluation(
 def _draw(found: Mapping[str, Any], collected: Evaluation, folder: Path) -> dict[str, list[str]]:
     """Pictures of the scores and of events; names of the files written, by the section they belong to."""
     from nufm.display.prediction import Shown, draw_prediction, prediction_page, prediction_sheet
-    from nufm.display.scores import confusion_matrix, reliability_diagram
+    from nufm.display.scores import confusion_matrix, per_class_bars, reliability_diagram
 
     task, simulated = collected.task, found["simulated"]
     classes, points = found["classes"], found["points"]
@@ -78,6 +78,10 @@ def _draw(found: Mapping[str, Any], collected: Evaluation, folder: Path) -> dict
     calibration = {name: value for name, value in found["calibration"].items() if value is not None}
     reliability_diagram(calibration, folder / "reliability.png", title(found))
     written = {"Voxels": ["confusion.png"], "Calibration": ["reliability.png"]}
+    if task.kind == "semantic":
+        bars = {words: points[name] for name, words in (("precision", "precision"), ("recall", "recall"), ("f1", "F1"))}
+        per_class_bars(bars, classes, folder / "classes.png", title(found), "scores of voxels by class")
+        written["Voxels"].append("classes.png")
     if "panoptic" in found:
         matrix, things = found["panoptic"]["confusion"], [c for c in range(len(classes)) if c != task.stuff]
         if len(things) > 1:

@@ -31,7 +31,7 @@ from nufm.data.prediction import EventPrediction
 from nufm.data.tasks import Task, task_named
 from nufm.metrics import Calibration, ClusterScores, ConfusionScores, PanopticScores, cluster_scores
 from nufm.metrics.contingency import event_index, number_instances
-from nufm.metrics.panoptic import instance_classes
+from nufm.metrics.panoptic import instance_classes, number_objects
 
 LABELS = (*POINT_LABELS, "momentum")
 FIELDS = ("label", "confidence", "probability", "instance", "momentum")
@@ -118,7 +118,8 @@ class Evaluation:
             rows = self._semantic_rows(label, truth, offsets)
         else:
             self.panoptic.update(found["instance"], found["label"], instances, truth, offsets)
-            objects = self._objects(instances, truth, offsets)
+            event, counted = event_index(offsets), torch.ones_like(truth, dtype=torch.bool)
+            objects = number_objects(instances, truth, event, counted, n, self.task.stuff)[0]
             self.clusters.update(found["instance"], objects, offsets)
             rows = self._panoptic_rows(found["instance"], objects, offsets)
             if found["momentum"] is not None and all(e.momentum is not None for e in events):
@@ -149,13 +150,6 @@ class Evaluation:
             counts[name] = torch.bincount(of, minlength=len(offsets) - 1)
         shown = ("ari", "purity", "efficiency", "unassigned")
         return {"score": scores["sbd"]} | {name: scores[name] for name in shown} | counts
-
-    def _objects(self, instances: Tensor, truth: Tensor, offsets: Tensor) -> Tensor:
-        """True instances (N,) with those of the stuff class as -1."""
-        number, of = number_instances(instances, event_index(offsets), instances >= 0)
-        kind = instance_classes(number, truth, len(of), len(self.task.classes))
-        stuff = torch.cat([kind == self.task.stuff, torch.zeros(1, dtype=torch.bool)])  # number -1 takes the last
-        return torch.where(stuff[number], -1, instances)
 
     def _add_momenta(self, found: Tensor, true: Tensor, objects: Tensor, truth: Tensor, offsets: Tensor) -> None:
         """Class, true momentum and mean predicted one of every true particle that has both."""

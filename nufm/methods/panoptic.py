@@ -31,7 +31,8 @@ from torch import Tensor
 from nufm.data.event import PointBatch
 from nufm.methods.finetuning import FineTuning
 from nufm.metrics.clustering import ClusterScores
-from nufm.metrics.panoptic import PanopticScores
+from nufm.metrics.contingency import sizes
+from nufm.metrics.panoptic import PanopticScores, instance_classes
 from nufm.models.detector import Detections, Detector
 from nufm.ops.pool import Segments, segment_reduce
 from nufm.ops.serialize import event_index
@@ -213,24 +214,22 @@ def true_instances(
     stride = instances.max().clamp(min=0) + 1 if len(instances) else 1
     key, member_of_held = torch.unique(event[held] * stride + instances[held], return_inverse=True)
     event_of, n = key // stride, len(key)
-    known = classes[held] >= 0
-    cell = member_of_held[known] * n_classes + classes[held][known]
     if bool((classes >= n_classes).any()):
         raise ValueError(f"{names[:1]}: found class {int(classes.max())}, expected less than {n_classes}")
-    votes = classes.new_zeros(n * n_classes).scatter_add_(0, cell, torch.ones_like(cell)).view(n, n_classes)
-    if bool((votes.sum(1) == 0).any()):
-        k = int((votes.sum(1) == 0).nonzero()[0])
+    nobody = torch.full_like(instances, -1)
+    label = instance_classes(nobody.index_put((held,), member_of_held), classes, n, n_classes)
+    if bool((label < 0).any()):
+        k = int((label < 0).nonzero()[0])
         b = int(event_of[k])
         where = names[b] if b < len(names) else f"event {b} of the batch"
         raise ValueError(
             f"{where}: instance {int(key[k] % stride)} has no class: all its points have class -1; give them one, or "
             "set their instance to -1"
         )
-    label = votes.argmax(1)
     kept = label != stuff_class
     number = torch.where(kept, kept.cumsum(0) - 1, -1)
-    member = instances.new_full((len(instances),), -1).index_put_((held,), number[member_of_held])
-    size = votes.new_zeros(n).scatter_add_(0, member_of_held, torch.ones_like(member_of_held))
+    member = nobody.index_put((held,), number[member_of_held])
+    size = sizes(member_of_held, n)
     if momentum is not None:
         given = momentum[held].float()
         told = (given > 0).float()

@@ -149,8 +149,12 @@ class PanopticScores(Metric):
             pair = [(fields[name] == self.stuff) & known for name in ("pred_label", "true_label")]
             self.stuff_points += torch.stack([(pair[0] & pair[1]).sum(), (pair[0] | pair[1]).sum()])
         kept = known if self.void == "excluded" else torch.ones_like(known)
-        pred, pred_event, pred_class = self._objects(fields["pred_instance"], fields["pred_label"], event, kept)
-        true, true_event, true_class = self._objects(fields["true_instance"], fields["true_label"], event, kept)
+        (pred, pred_event, pred_class), (true, true_event, true_class) = (
+            number_objects(
+                fields[f"{side}_instance"], fields[f"{side}_label"], event, kept, self.num_classes, self.stuff
+            )
+            for side in ("pred", "true")
+        )
         n_pred, n_true = len(pred_event), len(true_event)
         table = contingency(true, pred, n_pred, event)
         union = sizes(true, n_true)[table.true] + sizes(pred, n_pred)[table.pred] - table.count
@@ -183,19 +187,6 @@ class PanopticScores(Metric):
         n_pred_c = torch.bincount(pred_class[scored_pred] % columns, minlength=columns)
         self.aware += torch.stack([hit, n_pred_c - hit, n_true_c - hit])
         self.aware_iou.index_add_(0, found, iou[chosen])
-
-    def _objects(
-        self, instance: Tensor, label: Tensor, event: Tensor, kept: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Numbers (N,) of each point's instance, -1 none; event and class of each instance, stuff left out."""
-        number, of = number_instances(instance, event, kept & (instance >= 0))
-        kind = instance_classes(number, label, len(of), self.num_classes)
-        if self.stuff is None:
-            return number, of, kind
-        thing = kind != self.stuff
-        renumber = torch.cat([thing.cumsum(0) - 1, kind.new_full((1,), -1)])
-        renumber[:-1][~thing] = -1
-        return renumber[number], of[thing], kind[thing]  # number -1 takes the last entry
 
     def compute(self) -> dict[str, Tensor]:
         """Scores of all events so far.
@@ -262,6 +253,32 @@ def _quality(prefix: str, tp: Tensor, fp: Tensor, fn: Tensor, iou: Tensor) -> di
 def _rounded_ratio(part: Tensor, whole: Tensor) -> Tensor:
     """part / whole in units of 2^-36, rounded to the nearest; up to 67 million points."""
     return (2 * part * UNIT + whole) // (2 * whole)
+
+
+def number_objects(
+    instance: Tensor, label: Tensor, event: Tensor, kept: Tensor, num_classes: int, stuff: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Number the instances of all events from 0, those of the stuff class left out.
+
+    Args:
+        instance: int64 (N,) ids within their event, -1 none.
+        label: int64 (N,) class of each point, -1 unknown.
+        event: int64 (N,) event of each point.
+        kept: bool (N,) points to look at.
+        num_classes: C.
+        stuff: class whose instances are no objects, if there is one.
+
+    Returns:
+        int64 (N,) number of each point's object, -1 none; int64 (I,) event and int64 (I,) class of each object.
+    """
+    number, of = number_instances(instance, event, kept & (instance >= 0))
+    kind = instance_classes(number, label, len(of), num_classes)
+    if stuff is None:
+        return number, of, kind
+    thing = kind != stuff
+    renumber = torch.cat([thing.cumsum(0) - 1, kind.new_full((1,), -1)])
+    renumber[:-1][~thing] = -1
+    return renumber[number], of[thing], kind[thing]  # number -1 takes the last entry
 
 
 def instance_classes(number: Tensor, label: Tensor, n: int, num_classes: int) -> Tensor:

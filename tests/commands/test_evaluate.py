@@ -97,8 +97,9 @@ def test_a_run_folder_is_enough(runs, data, found, task):
 def test_folder_holds_tables_and_pictures(runs, found, task):
     out = runs / task / "evaluation" / "test"
     pictures = ["confusion", "reliability", "best_1", "best_2", "best_3", "worst_1", "best", "worst"]
+    pictures.append("instances" if task == "particle" else "classes")
+    assert not (out / ("classes.png" if task == "particle" else "instances.png")).exists()
     if task == "particle":
-        pictures.append("instances")
         if not found[task]["examples"]["best"]:
             pytest.fail("an event with true particles must have a score")
     for name in pictures:
@@ -225,6 +226,15 @@ def test_a_file_without_the_labels(capsys, runs, tmp_path):
     scores = run(["--checkpoint", str(runs / "motif"), "--events", str(path), "--examples", "0",
                   "--out", str(tmp_path / "out")])  # fmt: skip
     assert scores["events"] == 3, "motif labels are in files of every version"
+
+
+@pytest.mark.parametrize("task", ["motif", "particle"])
+def test_an_unlabelled_file(capsys, runs, tmp_path, task):
+    path = write_events(tmp_path / "bare.h5", 3)
+    with h5py.File(path, "r+") as file:
+        del file["cluster"], file["cluster_extra"]
+    said = refused(capsys, "--checkpoint", str(runs / task), "--events", str(path))
+    assert "bare.h5: no labels, found no data set 'cluster'" in said and "v1" not in said
 
 
 @pytest.mark.parametrize(
