@@ -294,9 +294,13 @@ def pretraining(run: Path, extra: dict) -> str:
 def markdown(points: dict, seeds: dict[int, list[int]], pretraining: str) -> str:
     """Mean ± standard deviation over seeds, and the classes at the smallest budget; published numbers beside them."""
     budgets = list(seeds)
-    which = {", ".join(map(str, s)) for s in seeds.values()}
-    if len(which) > 1:
-        which = {", ".join(map(str, s)) + f" ({k:,} events)" for k, s in seeds.items()}
+    budgets_of: dict[tuple[int, ...], list[str]] = {}
+    for k, s in seeds.items():
+        budgets_of.setdefault(tuple(s), []).append(f"{k:,}")
+    which = [
+        ", ".join(map(str, s)) + (f" ({', '.join(k)} events)" if len(budgets_of) > 1 else "")
+        for s, k in budgets_of.items()
+    ]
     nearest = dict(zip(PUBLISHED["events"], range(len(PUBLISHED["events"])), strict=True))
     head = ["method", *(f"{k:,} events" for k in budgets), *(f"published, {k:,}" for k in budgets if k in nearest)]
     rows = []
@@ -312,7 +316,7 @@ def markdown(points: dict, seeds: dict[int, list[int]], pretraining: str) -> str
     return (
         f"{_table(head, rows)}\n"
         f"Macro-F1 × 100 over all voxels of {len(SCORED)} test events, mean ± standard deviation over seeds "
-        f"{'; '.join(sorted(which, key=len))} (weights, order and choice of the labelled events); every run sees "
+        f"{'; '.join(which)} (weights, order and choice of the labelled events); every run sees "
         f"{STEPS * BATCH} event-samples. One pretraining without labels: {pretraining}. Simulated by nufm; published: "
         "paper-size networks, 20 M event-samples, PILArNet-M.\n\n"
         f"By class, {few} labelled events:\n\n{_table(['method', *MOTIF_NAMES], classes)}"
