@@ -273,9 +273,9 @@ def write(jobs: list[tuple[str, int, int]], runs: Path, pretrained: str, out: Pa
         out / "label_efficiency.png",
         published,
         title="Motif segmentation, macro-F1 over 5 classes",
-        line=f"ours: small networks, {STEPS * BATCH} event-samples, simulated by nufm; published: paper size, 20 M "
-        "event-samples, PILArNet-M",
-        published_note="published (Panda, arXiv 2512.01324)",
+        line=f"ours: small networks, {STEPS * BATCH} event-samples, simulated by nufm; published (arXiv 2512.01324): "
+        "paper size, 20 M, PILArNet-M",
+        published_note="published",
     )
 
 

@@ -42,6 +42,9 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         for ours, theirs in (("best_1.png", "event"), ("confusion.png", "confusion")):
             shutil.copy(Path(folder) / ours, options.out / f"sim_to_real_{theirs}.png")
+    for kept in real["examples"].values():
+        for event in kept:
+            event["name"] = Path(event["name"]).name  # not where this machine keeps the file
     simulated = on_simulated(model, config)
     present = [c for c, n in enumerate(real["points"]["support"]) if n]
     report = {
