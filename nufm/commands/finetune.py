@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
@@ -146,7 +147,7 @@ def finish(cli: RunCLI, console: Console) -> None:
         extra={
             "method": cli.config.model.class_path,
             "regime": model.regime,
-            "pretrained": cli.config.pretrained,
+            "pretrained": None if cli.config.pretrained is None else "/".join(Path(cli.config.pretrained).parts[-2:]),
             "steps": cli.trainer.global_step,
             "data": "simulated by nufm" if data.root == "simulated" else data.root,
             "commit": git_state(REPOSITORY)[0]["commit"],
