@@ -189,8 +189,15 @@ class RunCLI(LightningCLI):
                 arguments["save_dir"] = str(self.run_dir)
 
     def instantiate_classes(self) -> None:
-        if self.build:
+        if not self.build:
+            return
+        try:
             super().instantiate_classes()
+        except ValueError as error:
+            if not str(error).startswith("Does not validate"):
+                raise
+            # What a class said of its arguments, out of jsonargparse's list of the types that it tried.
+            raise ValueError(shorter(str(error), [a.dest for a in self.parser._actions])) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config_init.trainer

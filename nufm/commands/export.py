@@ -203,5 +203,5 @@ def scores_of(source: Path) -> str:
     run = run_folder(source.parent.parent if source.suffix == ".ckpt" else source) if source.exists() else None
     if run is None:
         return ""
-    reports = [run / "report.md", *sorted(run.glob("*/report.md"))]
+    reports = [run / "report.md", *sorted(run.glob("*/report.md")), *sorted(run.glob("evaluation/*/report.md"))]
     return "\n\n".join(path.read_text(encoding="utf-8").strip() for path in reports if path.is_file())

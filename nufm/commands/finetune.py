@@ -30,6 +30,8 @@ lin, dec, full) or from random weights (scratch). Writes scores, tables and pict
       a linear layer on frozen features
   python scripts/finetune.py --model.regime scratch
       the same network from random weights
+  python scripts/finetune.py --pretrained RUN --model.task pid --model.network.n_classes 6
+      photon, electron, muon, pion, proton, none in place of the five motif classes
   python scripts/finetune.py --config configs/tiny/uresnet.yaml
       the sparse UResNet
   python scripts/finetune.py --pretrained RUN --data.max_events 20
@@ -86,8 +88,8 @@ class FinetuneCLI(RunCLI):
             )
         if getattr(self.datamodule, "views", None) is not None:
             raise ValueError("data.views cuts events into pieces, for pretraining; leave it out")
-        self._check_labels()
         self._start_from_pretrained()
+        self._check_labels()
 
     def _check_labels(self) -> None:
         """The first events of every split carry the labels of the task."""
@@ -130,11 +132,12 @@ def finetune(args: Sequence[str] | None = None) -> None:
 def finish(cli: RunCLI, console: Console) -> None:
     """Export the best weights, by the score of the validation events, and score them on the test events."""
     model, data = cli.model, cli.datamodule
-    best = cli.run_dir / "checkpoints" / "best.ckpt"
+    best, steps = cli.run_dir / "checkpoints" / "best.ckpt", cli.trainer.global_step
     if best.is_file():
         content = torch.load(best, map_location="cpu", weights_only=True)
         model.load_state_dict(content["state_dict"])
-        console.print(f"best validation score at step {content['global_step']}: exported", markup=False)
+        steps = content["global_step"]
+        console.print(f"best validation score at step {steps}: exported", markup=False)
     folder = save_pretrained(
         cli.run_dir / "export",
         model.network,
@@ -148,7 +151,7 @@ def finish(cli: RunCLI, console: Console) -> None:
             "method": cli.config.model.class_path,
             "regime": model.regime,
             "pretrained": None if cli.config.pretrained is None else "/".join(Path(cli.config.pretrained).parts[-2:]),
-            "steps": cli.trainer.global_step,
+            "steps": steps,
             "data": "simulated by nufm" if data.root == "simulated" else data.root,
             "commit": git_state(REPOSITORY)[0]["commit"],
         },

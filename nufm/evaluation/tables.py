@@ -27,6 +27,8 @@ def points_table(found: Mapping[str, Any]) -> str:
         for c, name in enumerate(found["classes"])
     ]
     rows.append(["**macro**", *(f"**{percent(points[f'macro_{score}'])}**" for score in names), ""])
+    if not all(points["support"]):
+        rows.append(["**macro, classes present**", "", "", f"**{percent(points['macro_f1_present'])}**", "", ""])
     return table(["class", "precision", "recall", "F1", "IoU", "voxels"], rows)
 
 
@@ -39,9 +41,8 @@ def points_text(found: Mapping[str, Any]) -> str:
     text += "."
     if absent:
         text += (
-            f" Not in these events: {', '.join(absent)}. Macro-F1 over the classes present is "
-            f"**{percent(points['macro_f1_present'])}**; above, a class that was predicted but never occurs enters "
-            "with 0."
+            f" Not in these events: {', '.join(absent)}. In the macro scores a class that was predicted but never "
+            "occurs enters with 0; not in those over the classes present."
         )
     return text + "\n"
 
@@ -49,7 +50,8 @@ def points_text(found: Mapping[str, Any]) -> str:
 def calibration_text(found: Mapping[str, Any]) -> str:
     c = found["calibration"]
     text = (
-        f"Confidence {percent(c['mean_confidence'])} % on average, right {percent(c['accuracy'])} %: expected "
+        f"Of the voxels given a class: confidence {percent(c['mean_confidence'])} % on average, right "
+        f"{percent(c['accuracy'])} %; expected "
         f"calibration error {percent(c['expected_error'], 2)} %, largest {percent(c['maximum_error'])} %"
     )
     if c["brier"] is not None:

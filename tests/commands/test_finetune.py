@@ -13,6 +13,7 @@ import yaml
 from run_support import write_config, write_data
 
 from nufm.checkpoint import from_pretrained
+from nufm.commands.export import scores_of
 from nufm.commands.finetune import finetune
 from nufm.commands.pretrain import pretrain
 
@@ -81,6 +82,7 @@ def test_a_regime_from_a_pretrained_encoder(folder, regime, moves):
     assert found["events"] == len(predictions) == 4
     assert sum(found["points"]["support"]) == sum(len(p) for p in predictions)
     assert (done / "evaluation" / "test" / "events.html").is_file()
+    assert "macro" in scores_of(done), "its model card has the scores"
 
 
 def test_scratch_and_uresnet_need_no_encoder(folder):
@@ -104,6 +106,7 @@ def test_the_best_checkpoint_is_exported(folder, monkeypatch):
     assert best["global_step"] == 2
     exported = from_pretrained(done).model.state_dict()
     assert all(torch.equal(v, best["state_dict"][f"network.{k}"]) for k, v in exported.items())
+    assert from_pretrained(done).extra["steps"] == 2
 
 
 def test_labels_of_few_events(folder):
@@ -133,7 +136,7 @@ def v1_file(path: Path) -> Path:
         (("--pretrained", "PRE", "--model.regime", "scratch"), ["regime 'scratch' starts from random weights"]),
         (("--pretrained", "PRE", "--data.grid_size", "0.004"), ["does not fit", "grid_size", "0.002", "0.004"]),
         (("--pretrained", "PRE", "--model.network.encoder.window", "16"), ["does not fit", "window", "16"]),
-        (("--model.regime", "scratch", "--model.network.n_classes", "4"), ["n_classes is 4", "5 classes"]),
+        (("--model.regime", "scratch", "--model.network.n_classes", "4"), ["error: network.n_classes", "5 classes"]),
         (("--model.regime", "scratch", "--model.task", "particle"), ["panoptic"]),
         (
             ("--model.regime", "scratch", "--data.root", "V1", "--model.task", "pid", "--model.network.n_classes", "6"),
@@ -150,6 +153,7 @@ def test_refused_before_anything_is_written(folder, tmp_path, capsys, flags, wor
         finetune(["--config", str(config(folder)), "--run", str(tmp_path / "run"), *given])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and all(word in said for word in words), said
+    assert "Namespace" not in said and len(said.splitlines()) <= 6, said
     assert not (tmp_path / "run").exists()
 
 
