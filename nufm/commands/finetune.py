@@ -34,6 +34,8 @@ lin, dec, full) or from random weights (scratch). Writes scores, tables and pict
       photon, electron, muon, pion, proton, none in place of the five motif classes
   python scripts/finetune.py --config configs/tiny/uresnet.yaml
       the sparse UResNet
+  python scripts/finetune.py --config configs/tiny/panoptic.yaml --pretrained RUN
+      particles: instances with a class each
   python scripts/finetune.py --pretrained RUN --data.max_events 20
       with the labels of 20 events
   python scripts/finetune.py --ckpt_path last
