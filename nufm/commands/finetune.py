@@ -118,6 +118,8 @@ class FinetuneCLI(RunCLI):
         if self.resume_from is not None:
             return  # all weights come from the checkpoint
         pretrained = from_pretrained(source)
+        if pretrained.task is not None:
+            print(f"note: the encoder of {source} was trained on labels (task '{pretrained.task}'), not without them")
         if regime != "scratch":
             data = self.datamodule
             check_compatible(
