@@ -131,6 +131,7 @@ def report(cli: RunCLI) -> None:
             f"python scripts/display.py {a_test_file(cli)} --event 1 --checkpoint {run}",
             "draw an event as this encoder sees it",
         ),
+        (f"python scripts/finetune.py --pretrained {run}", "segmentation, learnt from labels with this encoder"),
         (
             f"python scripts/pretrain.py --config {run / 'config.yaml'} --model.learning_rate 1e-3",
             "the run again, changed",
