@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -248,12 +248,7 @@ def run(cli_class: type[RunCLI], args: Sequence[str] | None, finish: Callable[[R
         try:
             finish(cli, console)
         except (ValueError, OSError) as error:
-            said = user_fault(error)
-            if said is None:
-                raise
-            message = f"the training is done, its end is not: {said}\nrun folder {cli.run_dir}"
-            console.print(message, style="bold red", markup=False, highlight=False)
-            raise SystemExit(1) from None
+            end_with(error, "the training is done, its end is not", cli, console)
 
 
 def check_data(data: LightningDataModule, splits: Mapping[str, str]) -> None:
@@ -310,14 +305,19 @@ def fit(cli: RunCLI, console: Console) -> None:
         console.print(f"stopped: {error}", style="bold red", markup=False, highlight=False)
         raise SystemExit(1) from None
     except ValueError as error:
-        said = user_fault(error)
-        if said is None:
-            raise
-        message = f"stopped: {said}\nrun folder {run_dir}"
-        console.print(message, style="bold red", markup=False, highlight=False)
-        raise SystemExit(1) from None
+        end_with(error, "stopped", cli, console)
     finally:
         os.environ.pop(RUN_DIR_VARIABLE, None)
+
+
+def end_with(error: ValueError | OSError, what: str, cli: RunCLI, console: Console) -> NoReturn:
+    """End the process with what an error of nufm says; raises the error itself if it is not one of nufm's."""
+    said = user_fault(error)
+    if said is None:
+        raise error
+    message = f"{what}: {said}\nrun folder {cli.run_dir}"
+    console.print(message, style="bold red", markup=False, highlight=False)
+    raise SystemExit(1) from None
 
 
 def user_fault(error: ValueError | OSError) -> str | None:

@@ -121,7 +121,7 @@ def test_unlabelled_events_are_enough_to_pretrain(folder, tmp_path, capsys):
     assert (tmp_path / "run" / "export" / "config.json").is_file()
     with pytest.raises(SystemExit) as stop:
         pretrain([*flags, "--run", str(tmp_path / "other"), "--report.enabled", "true"])
-    assert stop.value.code == 2 and "carries no labels" in capsys.readouterr().err
+    assert stop.value.code == 2 and "no labels, found no data set 'cluster'" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 

@@ -11,17 +11,8 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.markdown import Markdown
 
-from nufm.checkpoint import Pretrained, from_pretrained
-from nufm.commands.inputs import (
-    check_labels,
-    choose_device,
-    command_parser,
-    default_folder,
-    main,
-    open_data,
-    parse,
-    provenance,
-)
+from nufm.checkpoint import Pretrained
+from nufm.commands.inputs import check_labels, command_parser, default_folder, main, opened, provenance
 from nufm.data.datamodule import PointDataModule
 from nufm.data.pilarnet import PILArNetReader
 from nufm.evaluation.report import write_evaluation
@@ -87,13 +78,8 @@ def run(args: Sequence[str]) -> dict:
     Raises:
         ValueError, OSError: a setting, file or checkpoint that cannot be used.
     """
-    made, config = parse(parser, args, DESCRIPTION)
-    options = made.instantiate(config)
-    if options.examples < 0:
-        raise ValueError(f"examples is {options.examples}, expected at least 0")
-    device = choose_device(options.device, options.threads)
-    pretrained = from_pretrained(options.checkpoint, map_location=device)
-    data = open_data(options.data, pretrained)
+    began = opened(parser, args, DESCRIPTION, check)
+    options, pretrained, data = began.options, began.pretrained, began.data
     events = open_events(pretrained, data, options)
     where = Path(options.events).stem.replace("*", "_") if options.events else options.split
     out = Path(options.out) if options.out else default_folder(options.checkpoint, "evaluation") / where
@@ -101,10 +87,15 @@ def run(args: Sequence[str]) -> dict:
     found = write_evaluation(
         pretrained, events, out, batch_size=data.batch_size, examples=options.examples, provenance=origin
     )
-    (out / "config.yaml").write_text(made.dump(config, skip_unset=False))
+    (out / "config.yaml").write_text(began.config)
     Console().print(Markdown(summary(found)))
     print(f"\nTables: {out / 'report.md'}. Event displays: {out / 'events.html'}.")
     return found
+
+
+def check(options: EvaluateOptions) -> None:
+    if options.examples < 0:
+        raise ValueError(f"examples is {options.examples}, expected at least 0")
 
 
 def open_events(pretrained: Pretrained, data: PointDataModule, options: EvaluateOptions) -> PILArNetReader:

@@ -14,6 +14,7 @@ from rich.markdown import Markdown
 
 from nufm.checkpoint import check_compatible, from_pretrained, save_pretrained
 from nufm.cli import REPOSITORY, RunCLI, run
+from nufm.commands.inputs import check_labels
 from nufm.data.event import PointBatch
 from nufm.methods.finetuning import FineTuning
 from nufm.running.folder import git_state
@@ -94,13 +95,15 @@ class FinetuneCLI(RunCLI):
         self._check_labels()
 
     def _check_labels(self) -> None:
-        """The first events of every split carry the labels of the task."""
-        data = self.datamodule
+        """Every file has the labels of the task; the first events of every split hold values that it knows."""
+        data, task = self.datamodule, self.model.task
+        needed = [label for label in (task.label, task.instance) if label is not None]
         if data.root == "simulated" or data.root.startswith("hf://"):
             return  # simulated events have all labels; what is to be downloaded is checked batch by batch
         for split in ("train", "val", "test"):
             if not data.has_split(split) or (split == "test" and not self.config.evaluation.enabled):
                 continue
+            check_labels(data.reader(split), needed, "use such files, or another task (--model.task)")
             dataset = data.eval_dataset(split)
             for event in itertools.islice((dataset[i] for i in range(len(dataset))), PEEK):
                 batch = PointBatch.from_events([event], data.grid_size)

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 from rich.console import Console
 
-from nufm.checkpoint import Pretrained
+from nufm.checkpoint import Pretrained, from_pretrained
 from nufm.data.datamodule import PointDataModule
 from nufm.data.pilarnet import NO_LABELS, PILArNetReader
 from nufm.data.transforms import Transform
@@ -74,6 +75,41 @@ def parse(
         return parser, parser.parse_args(list(args))
     except ArgumentError as error:
         raise ValueError(shorter(str(error.message or error), known)) from error
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a command on a trained model begins with.
+
+    Attributes:
+        options: the command's own settings.
+        pretrained: what ``--checkpoint`` names, on the chosen device.
+        data: the events, prepared as the weights expect them.
+        config: all settings as YAML.
+    """
+
+    options: Any
+    pretrained: Pretrained
+    data: PointDataModule
+    config: str
+
+
+def opened(
+    make: Callable[[], ArgumentParser],
+    args: Sequence[str],
+    description: str,
+    check: Callable[[Any], None] = lambda options: None,
+) -> Opened:
+    """Parse, check the command's own settings, load the checkpoint and find its events.
+
+    Raises:
+        ValueError, OSError: a setting, checkpoint or path that cannot be used.
+    """
+    parser, config = parse(make, args, description)
+    options = parser.instantiate(config)
+    check(options)
+    pretrained = from_pretrained(options.checkpoint, map_location=choose_device(options.device, options.threads))
+    return Opened(options, pretrained, open_data(options.data, pretrained), parser.dump(config, skip_unset=False))
 
 
 def main(run: Callable[[Sequence[str]], object], args: Sequence[str] | None) -> None:

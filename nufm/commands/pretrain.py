@@ -11,6 +11,7 @@ from rich.console import Console
 
 from nufm.checkpoint import save_pretrained
 from nufm.cli import REPOSITORY, RunCLI, run
+from nufm.commands.inputs import check_labels
 from nufm.data.event import MOTIF_NAMES, PID_NAMES
 from nufm.methods.linear_probe import OnlineProbe, ProbeSettings
 from nufm.running.folder import git_state
@@ -77,8 +78,11 @@ class PretrainCLI(RunCLI):
         if data.root == "simulated" or data.root.startswith("hf://"):
             return
         for split, remedy in self.splits().items():
-            if split != "train" and data.reader(split)[0].motif is None:
-                raise ValueError(f"{split} events: {data.reader(split).name(0)} carries no labels; {remedy}")
+            if split != "train":
+                try:
+                    check_labels(data.reader(split), ["motif"], remedy)
+                except ValueError as error:
+                    raise ValueError(f"{split} events: {error}\n{remedy}") from None
 
 
 def pretrain(args: Sequence[str] | None = None) -> None:

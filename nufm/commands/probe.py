@@ -13,17 +13,8 @@ import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from nufm.checkpoint import Pretrained, from_pretrained
-from nufm.commands.inputs import (
-    check_labels,
-    choose_device,
-    command_parser,
-    default_folder,
-    main,
-    open_data,
-    parse,
-    provenance,
-)
+from nufm.checkpoint import Pretrained
+from nufm.commands.inputs import check_labels, command_parser, default_folder, main, opened, provenance
 from nufm.data.datamodule import PointDataModule
 from nufm.methods.linear_probe import EventChoice, ProbeSettings
 from nufm.models.ptv3 import PointTransformerV3
@@ -94,22 +85,22 @@ def run(args: Sequence[str]) -> dict:
     Raises:
         ValueError, OSError: a setting, file or checkpoint that cannot be used.
     """
-    made, config = parse(parser, args, DESCRIPTION)
-    options = made.instantiate(config)
-    for name in ("tasks", "seeds"):
-        values = getattr(options, name)
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"{name} is {values}, expected at least one, and none twice")
-    device = choose_device(options.device, options.threads)
-    pretrained = from_pretrained(options.checkpoint, map_location=device)
-    data = open_data(options.data, pretrained)
-    found = probe_checkpoint(pretrained, data, options)
+    began = opened(parser, args, DESCRIPTION, check)
+    options = began.options
+    found = probe_checkpoint(began.pretrained, began.data, options)
     out = Path(options.out) if options.out else default_folder(options.checkpoint, "probe")
-    write(found, out, made.dump(config, skip_unset=False))
+    write(found, out, began.config)
     for table in found["tasks"].values():
         print_table(table, Console())
     print(f"\nTables: {out / 'report.md'}. Pictures beside it: {', '.join(sorted(p.name for p in out.glob('*.png')))}.")
     return found
+
+
+def check(options: ProbeOptions) -> None:
+    for name in ("tasks", "seeds"):
+        values = getattr(options, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{name} is {values}, expected at least one, and none twice")
 
 
 def probe_checkpoint(pretrained: Pretrained, data: PointDataModule, options: ProbeOptions | Namespace) -> dict:

@@ -12,26 +12,19 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from encoders import GENUINE, encoder
 from safetensors.torch import load_file, save_file
 
 from nufm.checkpoint import from_pretrained, save_pretrained, untrained_twin
 from nufm.data.event import MOTIF_NAMES, PointBatch
 from nufm.data.pilarnet import PILArNetReader
 from nufm.data.transforms import Compose, GridSample, LogEnergy, NormalizeCoord, RandomFlip, event_transforms
-from nufm.models.ptv3 import PointTransformerV3, upcast
-
-ARGUMENTS = {"depths": (1, 2), "channels": (16, 32), "heads": (1, 2), "window": 64, "layer_scale": 1.0}
-GENUINE = Path(__file__).parents[1] / "data" / "pilarnet_m_event.h5"
+from nufm.models.ptv3 import upcast
 
 
 @pytest.fixture(scope="module")
 def event():
     return PILArNetReader(GENUINE, min_points=0)[0]
-
-
-def encoder(seed: int = 0, **changes: object) -> PointTransformerV3:
-    torch.manual_seed(seed)
-    return PointTransformerV3(**(ARGUMENTS | changes)).eval()
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import json
 import os
 import pickle
 import re
-from pathlib import Path
 
+import encoders
 import huggingface_hub
 import numpy as np
 import pytest
@@ -22,18 +22,14 @@ from nufm.models.detector import Detector
 from nufm.models.ptv3 import PointTransformerV3, upcast
 from nufm.models.segmenter import Decoder, Segmenter
 
-ARGUMENTS = {"depths": (1, 2), "channels": (16, 32), "heads": (1, 2), "window": 64, "layer_scale": 1.0}
-GENUINE = Path(__file__).parents[1] / "data" / "pilarnet_m_event.h5"
-
 
 @pytest.fixture(scope="module")
 def event():
-    return PILArNetReader(GENUINE, min_points=0)[0]
+    return PILArNetReader(encoders.GENUINE, min_points=0)[0]
 
 
 def encoder(seed: int = 0, **changes: object) -> PointTransformerV3:
-    torch.manual_seed(seed)
-    return PointTransformerV3(**({"depth_bits": "event"} | ARGUMENTS | changes)).eval()  # as imports are
+    return encoders.encoder(seed, **({"depth_bits": "event"} | changes))  # as imports are
 
 
 def packed(event) -> PointBatch:

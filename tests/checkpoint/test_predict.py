@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from encoders import GENUINE
 
 import nufm
 from nufm.checkpoint import from_pretrained, load_predictions, save_predictions, save_pretrained, untrained_twin
@@ -21,7 +22,6 @@ from nufm.models.ptv3 import PointTransformerV3
 from nufm.models.segmenter import Decoder, Segmenter
 from nufm.models.uresnet import UResNet
 
-GENUINE = Path(__file__).parents[1] / "data" / "pilarnet_m_event.h5"
 KINDS = ("segmenter", "probe", "uresnet", "particle", "interaction")
 
 

@@ -140,7 +140,7 @@ def v1_file(path: Path) -> Path:
         (("--model.regime", "scratch", "--model.task", "particle"), ["panoptic"]),
         (
             ("--model.regime", "scratch", "--data.root", "V1", "--model.task", "pid", "--model.network.n_classes", "6"),
-            ["needs the label 'pid'", "v1"],
+            ["no 'pid' labels", "v1", "--model.task"],
         ),
     ],
 )

@@ -46,17 +46,21 @@ def dense_block(block, volume, mask):
     return (norm(block.second, dense_conv(y, block.second.conv.weight, mask)) + volume).relu()
 
 
-def test_equals_dense_convolutions():
-    """Two stages in evaluation, with batch-norm statistics that are not the initial ones."""
-    torch.manual_seed(1)
-    model = SparseResNet(1, (4, 6), 1).double()
+def unusual(model):
+    """Batch-norm statistics that are not the initial ones."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
             torch.nn.init.normal_(module.running_mean)
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
             torch.nn.init.normal_(module.weight)
             torch.nn.init.normal_(module.bias)
-    model.eval()
+    return model
+
+
+def test_equals_dense_convolutions():
+    """Two stages in evaluation, with batch-norm statistics that are not the initial ones."""
+    torch.manual_seed(1)
+    model = unusual(SparseResNet(1, (4, 6), 1).double()).eval()
     grid, feat = points()
     found = model(feat, make_levels(grid, torch.tensor([0, len(grid)]), 2))
 

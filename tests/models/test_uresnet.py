@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models.test_sparse_resnet import dense_conv
+from models.test_sparse_resnet import dense_conv, unusual
 from torch.nn import functional as F
 
 from nufm.data.event import PointBatch, offsets_from_counts
@@ -22,17 +22,6 @@ def batch_of(grids, seed=0, dtype=torch.float64):
 
 def some_cells(edge=8, share=0.3, seed=0):
     return (torch.rand(edge, edge, edge, generator=torch.Generator().manual_seed(seed)) < share).nonzero()
-
-
-def unusual(model):
-    """Batch-norm statistics that are not the initial ones."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm1d):
-            torch.nn.init.normal_(module.running_mean)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2)
-            torch.nn.init.normal_(module.weight)
-            torch.nn.init.normal_(module.bias)
-    return model
 
 
 @pytest.mark.parametrize(
