@@ -38,9 +38,9 @@ from nufm.methods.linear_probe import (
 
 if TYPE_CHECKING:
     from lightning import LightningModule
+    from torch import nn
 
     from nufm.data.datamodule import PointDataModule
-    from nufm.models.ptv3 import PointTransformerV3
 
 ROWS = {
     "raw": "raw inputs (energy, neighbour counts)",
@@ -51,7 +51,7 @@ CLASSES = {"motif": MOTIF_NAMES, "pid": PID_NAMES}  # labels that a probe can be
 
 
 def probe_tables(
-    encoder: PointTransformerV3,
+    encoder: nn.Module,
     data: PointDataModule,
     fit: EventChoice,
     score: EventChoice,
@@ -132,7 +132,7 @@ def probe_tables(
 
 
 def _rows(
-    encoder: PointTransformerV3, seeds: Sequence[int], compare: Sequence[str]
+    encoder: nn.Module, seeds: Sequence[int], compare: Sequence[str]
 ) -> Iterator[tuple[str, Features, Sequence[int]]]:
     """Row, features, and the seeds to fit to them; an untrained encoder is made when its turn comes."""
     if "raw" in compare:

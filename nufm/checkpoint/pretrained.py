@@ -25,7 +25,6 @@ from nufm.data.pilarnet import PILArNetReader
 from nufm.data.prediction import EventPrediction, PointPrediction
 from nufm.data.tasks import Task, task_named
 from nufm.data.transforms import Transform, compose
-from nufm.models.ptv3 import upcast
 
 ENERGY_THRESHOLD = 0.13  # MeV, of Panda's runs: for exports that do not say
 Events = str | Path | Sequence[Event]
@@ -83,7 +82,7 @@ class Pretrained:
 
     @torch.no_grad()
     def features(self, event: Event) -> np.ndarray:
-        """Features of every voxel of one event: all stages carried up to the voxels, in evaluation mode.
+        """Features of every voxel of one event, in evaluation mode: what the encoder's ``point_features`` gives.
 
         A voxel that the transforms dropped (another one is in its lattice cell) gets the features of the
         nearest one kept.
@@ -92,17 +91,16 @@ class Pretrained:
             float32 (N, C), rows in the order of ``event``.
 
         Raises:
-            ValueError: the model has no encoder with stages.
+            ValueError: the model has no encoder.
         """
         batch, kept = self._numbered([event])
+        if not hasattr(self.encoder, "point_features"):
+            raise ValueError(
+                f"{self.source}: a {type(self.encoder).__name__} has no features of points to show; use predict(), or "
+                "an export with an encoder in it"
+            )
         with _evaluating(self.encoder):
-            stages = self.encoder(batch.to(_device(self.encoder)))
-            if not isinstance(stages, list):
-                raise ValueError(
-                    f"{self.source}: {type(self.encoder).__name__} has no features of several stages to show; use "
-                    "predict(), or an export with a Point Transformer encoder"
-                )
-            found = upcast(stages).float().cpu().numpy()
+            found = self.encoder.point_features(batch.to(_device(self.encoder))).float().cpu().numpy()
         return found[_nearest_kept(event, kept[0])]
 
     def predict(self, source: Events, batch_size: int = 8, progress: bool = True) -> list[EventPrediction]:

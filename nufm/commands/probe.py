@@ -17,7 +17,6 @@ from nufm.checkpoint import Pretrained
 from nufm.commands.inputs import check_labels, command_parser, default_folder, main, opened, provenance
 from nufm.data.datamodule import PointDataModule
 from nufm.methods.linear_probe import EventChoice, ProbeSettings
-from nufm.models.ptv3 import PointTransformerV3
 from nufm.report import class_table, markdown, print_table, probe_tables
 
 USAGE = "python scripts/probe.py --checkpoint RUN_OR_EXPORT [--config FILE] [--KEY VALUE ...]"
@@ -107,16 +106,16 @@ def probe_checkpoint(pretrained: Pretrained, data: PointDataModule, options: Pro
     """Tables of all tasks, and where they come from.
 
     Raises:
-        ValueError: the model has no encoder with stages, a file lacks the labels, there are no events left, or an
+        ValueError: the model has no encoder, a file lacks the labels, there are no events left, or an
             event would be both fitted on and scored.
     """
     from nufm.display.geometry import is_simulated  # brings the detector files, not needed before
 
     encoder = pretrained.encoder
-    if not isinstance(encoder, PointTransformerV3):
+    if not hasattr(encoder, "point_features"):
         raise ValueError(
             f"{pretrained.source}: a {type(encoder).__name__} has no encoder whose features could be probed, expected "
-            "a PointTransformerV3, alone or in a segmenter or detector; score it with scripts/evaluate.py"
+            "one of a pretraining, alone or in a segmenter or detector; score it with scripts/evaluate.py"
         )
     for split in (options.fit.split, options.score.split):
         remedy = "use files that have it, or leave the task out: --tasks '[motif]'"

@@ -29,7 +29,6 @@ from nufm.data.datamodule import PointDataModule
 from nufm.data.event import MOTIF_NAMES, PointBatch
 from nufm.data.loader import BatchLoader
 from nufm.metrics.confusion import ConfusionScores
-from nufm.models.ptv3 import PointTransformerV3, upcast
 from nufm.ops.neighbors import neighbor_map
 
 Features = Callable[[PointBatch], Tensor]
@@ -133,14 +132,14 @@ def chosen_batches(data: PointDataModule, split: str, events: Sequence[int], bat
     return BatchLoader(data.eval_dataset(split), batches, collate, data.num_workers)
 
 
-def encoder_features(encoder: PointTransformerV3) -> Features:
-    """Features (N, sum of channels): all stages carried up to the input points, in evaluation mode."""
+def encoder_features(encoder: nn.Module) -> Features:
+    """What ``encoder.point_features`` says of each point (N, C), in evaluation mode."""
 
     def features(batch: PointBatch) -> Tensor:
         was_training = encoder.training
         encoder.eval()
         try:
-            return upcast(encoder(batch)).float()
+            return encoder.point_features(batch).float()
         finally:
             encoder.train(was_training)
 

@@ -22,6 +22,14 @@ def one_cycle(t: float, warmup: float) -> tuple[float, float]:
     return cosine((1.0, 1e-4), rest), cosine((0.85, 0.95), rest)
 
 
+def warmup_cosine(t: float, warmup: float, floor: float) -> float:
+    """Learning rate as a share of its peak at progress ``t`` in [0, 1]: straight from ``floor`` to 1 over the warm-up,
+    half a cosine back to ``floor`` over the rest (Loshchilov, Hutter, arXiv 1608.03983)."""
+    if t < warmup:
+        return between((floor, 1.0), t / warmup)
+    return cosine((1.0, floor), (t - warmup) / max(1e-9, 1 - warmup))
+
+
 def between(ends: tuple[float, float], share: float) -> float:
     """Straight from the first to the second."""
     return ends[0] + (ends[1] - ends[0]) * share

@@ -20,7 +20,8 @@ from torch.nn.functional import gelu
 from nufm.data.event import PointBatch
 from nufm.data.prediction import PointPrediction
 from nufm.models.instances import InstanceRules, find_instances
-from nufm.models.ptv3 import LayerNorm, PointTransformerV3, init_weights, upcast
+from nufm.models.layers import LayerNorm
+from nufm.models.ptv3 import PointTransformerV3, init_weights, upcast
 from nufm.ops.attention import Windows, windowed_attention
 from nufm.ops.pool import take
 from nufm.ops.serialize import event_index

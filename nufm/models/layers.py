@@ -36,3 +36,29 @@ class SparseConv(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
         return sparse_conv(x.to(dtype), pairs, self.weight.to(dtype), bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation in the precision of its weights, also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class MLP(nn.Module):
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
+
+
+def drop_rows(branch: Tensor, rate: float, training: bool) -> Tensor:
+    """Stochastic depth (Huang et al., arXiv 1603.09382) row by row: in training a row of (N, C) is 0 with probability
+    ``rate``, and the others are scaled so that the mean stays."""
+    if not training or rate == 0:
+        return branch
+    keep = 1 - rate
+    return branch * (torch.rand(len(branch), 1, device=branch.device) < keep).to(branch.dtype).div_(keep)

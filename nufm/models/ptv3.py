@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from nufm.data.event import PointBatch
-from nufm.models.layers import SparseConv
+from nufm.models.layers import MLP, LayerNorm, SparseConv, drop_rows
 from nufm.ops.attention import Windows, window_layout, windowed_attention
 from nufm.ops.kernel_map import KernelMap, submanifold_map
 from nufm.ops.pool import Segments, pool_cells, segment_reduce, take
@@ -80,13 +80,6 @@ def stage_geometry(
     )
 
 
-class LayerNorm(nn.LayerNorm):
-    """Layer normalisation in the precision of its weights, also under autocast."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
-
-
 class LayerScale(nn.Module):
     def __init__(self, channels: int, initial: float) -> None:
         super().__init__()
@@ -120,16 +113,6 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # (N, H, D) each
         out = windowed_attention(q, k, v, geometry.windows[curve], self.scale)
         return self.proj(out.flatten(1))
-
-
-class MLP(nn.Module):
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
-        self.fc2 = nn.Linear(hidden, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -170,10 +153,7 @@ class Block(nn.Module):
             return norm(linear(conv(x.to(conv.weight.dtype), geometry.neighbors)))
 
     def drop(self, branch: Tensor) -> Tensor:
-        if not self.training or self.drop_path == 0:
-            return branch
-        keep = 1 - self.drop_path
-        return branch * (torch.rand(len(branch), 1, device=branch.device) < keep).to(branch.dtype).div_(keep)
+        return drop_rows(branch, self.drop_path, self.training)
 
 
 class Embedding(nn.Module):
@@ -378,6 +358,10 @@ class PointTransformerV3(nn.Module):
         if self.shuffle_orders == "never" or (self.shuffle_orders == "train" and not self.training):
             return list(self.curves)
         return [self.curves[i] for i in torch.randperm(len(self.curves), device="cpu").tolist()]
+
+    def point_features(self, batch: PointBatch) -> Tensor:
+        """(N, sum of channels): all stages carried up to the points, what a probe reads."""
+        return upcast(self(batch))
 
     def stage_window(self, offsets: Tensor) -> int:
         counts = offsets.diff()

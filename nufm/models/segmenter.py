@@ -15,7 +15,8 @@ from torch.nn.functional import gelu
 
 from nufm.data.event import PointBatch
 from nufm.data.prediction import PointPrediction
-from nufm.models.ptv3 import Block, LayerNorm, PointTransformerV3, Stage, init_weights, upcast
+from nufm.models.layers import LayerNorm
+from nufm.models.ptv3 import Block, PointTransformerV3, Stage, init_weights, upcast
 from nufm.ops.pool import take
 
 

@@ -1,0 +1,384 @@
+"""Transformer on volumetric tokens: the encoder of Point-MAE and PoLAr-MAE (Young et al., arXiv 2502.02558).
+
+A small PointNet makes one vector of the points of each token; a plain transformer lets the tokens of an event see each
+other. Sizes and names are those of DeepLearnPhysics/PoLAr-MAE (configs/polarmae.yml).
+
+In evaluation an event's features do not depend on the other events of its batch. ``norm="batch_global"`` gives that up,
+``padding="as_published"`` lets empty slots count, each to repeat a habit of the published code; released weights need
+both.
+
+Shape legend: T tokens, V tokens that are encoded, P slots, N points, B events, C channels, H heads, D channels of a
+head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nufm.data.event import PointBatch
+from nufm.models.layers import MLP, LayerNorm, drop_rows
+from nufm.models.tokens import Tokenizer, Tokens
+from nufm.ops.attention import Windows, windowed_attention
+from nufm.ops.points import k_nearest
+from nufm.ops.pool import segment_reduce, take
+
+Norm = Literal["token", "batch_global"]
+Padding = Literal["left_out", "as_published"]
+
+INNER = (128, 256, 512)  # channels of the mini-PointNet
+NEIGHBOURS = 5  # tokens that a point takes its features from
+
+
+# ---------------------------------------------------------------------- points -> tokens
+
+
+class PackedBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of packed rows (P, C); a batch of fewer than two rows takes the running values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) < 2:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x)
+
+
+class MiniPointNet(nn.Module):
+    """One vector for the points of each token (PointNet, Qi et al., arXiv 1612.00593, in small).
+
+    Args:
+        in_channels: columns of a point.
+        channels: C of the result.
+        max_points: slots of a full token.
+        slot_code: add a learned code of the slot's number to each point, so that the order of the points is known.
+        padding: ``left_out``: only points count. ``as_published``: where a token has fewer than ``max_points`` points,
+            the empty slots take part in both maxima with what the norms' biases make of nothing.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        max_points: int,
+        slot_code: bool = False,
+        padding: Padding = "left_out",
+    ) -> None:
+        super().__init__()
+        a, b, c = INNER
+        self.first = nn.Sequential(
+            nn.Linear(in_channels, a, bias=False), PackedBatchNorm(a), nn.ReLU(), nn.Linear(a, b)
+        )
+        self.second = nn.Sequential(
+            nn.Linear(2 * b, c, bias=False), PackedBatchNorm(c), nn.ReLU(), nn.Linear(c, channels)
+        )
+        self.slot_code = nn.Linear(b, b) if slot_code else None
+        self.max_points, self.padding = max_points, padding
+
+    def forward(self, points: Tensor, tokens: Tokens) -> Tensor:
+        """(P, in_channels) points in the slots of ``tokens`` to (T, channels)."""
+        with torch.autocast(points.device.type, enabled=False):
+            return self._forward(points.float(), tokens)
+
+    def _forward(self, points: Tensor, tokens: Tokens) -> Tensor:
+        segments, n = tokens.segments, len(tokens)
+        code = self._codes() if self.slot_code is not None else None
+        local = self.first(points)
+        if code is not None:
+            local = local + take(code, tokens.slot)
+        whole = segment_reduce(local, segments, n, "max")
+        if self.padding == "as_published":
+            empty = self.first[3](self.first[1].bias.relu()).expand(self.max_points + 1, -1)
+            if code is not None:
+                # The most that slots k, k+1, … reach.
+                empty = empty + torch.cat([code.flip(0).cummax(0).values.flip(0), code[-1:]])
+            whole = self._with_empty(whole, empty, tokens)
+        feat = torch.cat([take(whole, segments), local], dim=1)
+        result = segment_reduce(self.second(feat), segments, n, "max")
+        if self.padding == "as_published":
+            empty = self.second[3](self.second[1].bias.relu()).expand(self.max_points + 1, -1)
+            result = self._with_empty(result, empty, tokens)
+        return result
+
+    def _with_empty(self, pooled: Tensor, empty: Tensor, tokens: Tokens) -> Tensor:
+        """The larger of ``pooled`` (T, C) and what the empty slots hold, ``empty[k]`` for a token of k points."""
+        counts = tokens.counts
+        return torch.where((counts < self.max_points)[:, None], torch.maximum(pooled, take(empty, counts)), pooled)
+
+    def _codes(self) -> Tensor:
+        """(max_points, b) a learned map of sines and cosines of each slot's number, as for the time in diffusion."""
+        half = INNER[1] // 2
+        number = torch.arange(self.max_points, device=self.slot_code.weight.device, dtype=torch.float32)
+        rate = torch.exp(torch.arange(half, device=number.device) * -(math.log(10000) / (half - 1)))
+        angle = number[:, None] * rate
+        return self.slot_code(torch.cat([angle.sin(), angle.cos()], dim=1)).relu()
+
+
+# ---------------------------------------------------------------------- tokens -> tokens
+
+
+class GlobalNorm(nn.Module):
+    """Mean and spread over all tokens and channels of the whole batch, two numbers; then scale and shift per channel.
+
+    The "masked layer norm" of the published code. An event's features depend on its batch mates with it.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return standardised(x.to(self.weight.dtype), "batch_global") * self.weight + self.bias
+
+
+def standardised(x: Tensor, norm: Norm) -> Tensor:
+    """(T, C) without mean and with spread 1: of each token, or of the batch."""
+    if norm == "token":
+        return F.layer_norm(x, x.shape[-1:])
+    if x.numel() == 0:
+        return x
+    centred = x - x.mean()
+    return centred / ((centred.square().mean() + 1e-13).sqrt() + 1e-13)
+
+
+class TokenAttention(nn.Module):
+    """Attention among the tokens of an event.
+
+    Args:
+        channels, heads: C and H.
+        dropout: probability that a weight is dropped, in training only.
+    """
+
+    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.scale = heads, dropout, (channels // heads) ** -0.5
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, windows: Windows) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # (T, H, D) each
+        if self.training and self.dropout > 0 and len(x):
+            out = self._dropped(q, k, v, windows.query_boundaries)
+        else:
+            out = windowed_attention(q, k, v, windows, self.scale)
+        return self.proj(out.flatten(1))
+
+    def _dropped(self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
+        """With weights dropped, which packed kernels do not offer: events padded to the longest."""
+        counts = offsets.diff()
+        counts = counts[counts > 0]  # an event without tokens would be a row without keys
+        n, longest = len(counts), int(counts.max())
+        is_token = torch.arange(longest, device=offsets.device) < counts[:, None]
+        place = is_token.flatten().nonzero()[:, 0]
+        dense = [x.new_zeros(n * longest, *x.shape[1:]).index_copy(0, place, x) for x in (q, k, v)]
+        dense = [x.unflatten(0, (n, longest)).transpose(1, 2) for x in dense]  # (events, H, longest, D)
+        out = F.scaled_dot_product_attention(
+            *dense, attn_mask=is_token[:, None, None], dropout_p=self.dropout, scale=self.scale
+        )
+        return out.transpose(1, 2).flatten(0, 1)[place]
+
+
+class TokenBlock(nn.Module):
+    """Attention and MLP, each added to its input after a norm in front of it."""
+
+    def __init__(
+        self, channels: int, heads: int, mlp_ratio: float, drop_path: float, attention_dropout: float, norm: Norm
+    ) -> None:
+        super().__init__()
+        make = LayerNorm if norm == "token" else GlobalNorm
+        self.drop_path = drop_path
+        self.norm1 = make(channels)
+        self.attn = TokenAttention(channels, heads, attention_dropout)
+        self.norm2 = make(channels)
+        self.mlp = MLP(channels, int(mlp_ratio * channels))
+
+    def forward(self, x: Tensor, windows: Windows) -> Tensor:
+        x = x + drop_rows(self.attn(self.norm1(x), windows), self.drop_path, self.training)
+        return x + drop_rows(self.mlp(self.norm2(x)), self.drop_path, self.training)
+
+
+class TokenTransformer(nn.Module):
+    """Blocks on packed tokens; a token's position is added before every block.
+
+    Args:
+        channels, depth, heads: C, number of blocks, H; C a multiple of H.
+        mlp_ratio: hidden channels of the MLPs over C.
+        drop_path: probability that a token loses a branch in the last block, rising linearly from 0 in the first.
+        attention_dropout: probability that a weight of attention is dropped. In training only; the published code
+            drops them in evaluation too.
+        norm: ``token``: ordinary layer norm; ``batch_global``: as published.
+        final_norm: a norm after the last block.
+
+    Raises:
+        ValueError: channels that are no multiple of the heads, or an unknown norm.
+    """
+
+    def __init__(
+        self,
+        channels: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.25,
+        attention_dropout: float = 0.05,
+        norm: Norm = "token",
+        final_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if heads < 1 or channels % heads:
+            raise ValueError(f"channels must be a multiple of heads, found {channels} channels and {heads} heads")
+        if norm not in ("token", "batch_global"):
+            raise ValueError(f"norm must be 'token' or 'batch_global', found '{norm}'")
+        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(
+            TokenBlock(channels, heads, mlp_ratio, rate, attention_dropout, norm) for rate in rates
+        )
+        make = LayerNorm if norm == "token" else GlobalNorm
+        self.norm = make(channels) if final_norm else nn.Identity()
+
+    def forward(self, x: Tensor, position: Tensor, offsets: Tensor, keep: Sequence[int] = ()) -> list[Tensor]:
+        """Tokens (T, C) with the positions (T, C) of events ``offsets`` (B+1,).
+
+        Returns:
+            What leaves the blocks numbered ``keep``, and last what leaves the transformer, (T, C) each.
+        """
+        windows = Windows.of_boundaries(offsets)
+        kept = []
+        for i, block in enumerate(self.blocks):
+            x = block(x + position, windows)
+            if i in keep:
+                kept.append(x)
+        return [*kept, self.norm(x)]
+
+
+class Encoded(NamedTuple):
+    """What an encoder makes of a batch.
+
+    Attributes:
+        tokens: those that were encoded, V of them.
+        feat: (V, C) of the last block.
+        blocks: (V, C) of each block that ``feature_blocks`` names.
+    """
+
+    tokens: Tokens
+    feat: Tensor
+    blocks: list[Tensor]
+
+
+class TokenEncoder(nn.Module):
+    """Encoder: PointBatch -> features of tokens. The defaults have 21,837,568 parameters.
+
+    Args:
+        tokenizer: makes the tokens; None = balls of 5 voxels.
+        in_channels: columns of ``batch.feat`` (x, y, z, log energy).
+        channels, depth, heads, mlp_ratio, drop_path, attention_dropout, norm, final_norm: of the transformer.
+        padding: see :class:`MiniPointNet`.
+        feature_blocks: blocks (from 0) whose outputs, normalised, are averaged for what a point is told.
+
+    Raises:
+        ValueError: a block that there is not, or as :class:`TokenTransformer`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None = None,
+        in_channels: int = 4,
+        channels: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.25,
+        attention_dropout: float = 0.05,
+        norm: Norm = "token",
+        final_norm: bool = False,
+        padding: Padding = "left_out",
+        feature_blocks: Sequence[int] = (3, 7, 11),
+    ) -> None:
+        super().__init__()
+        tokenizer = Tokenizer() if tokenizer is None else tokenizer
+        if not feature_blocks or not all(0 <= b < depth for b in feature_blocks):
+            raise ValueError(f"feature_blocks are {list(feature_blocks)}, expected some of 0 … {depth - 1} (depth - 1)")
+        self.arguments: dict[str, Any] = {
+            "tokenizer": tokenizer,
+            "in_channels": in_channels,
+            "channels": channels,
+            "depth": depth,
+            "heads": heads,
+            "mlp_ratio": mlp_ratio,
+            "drop_path": drop_path,
+            "attention_dropout": attention_dropout,
+            "norm": norm,
+            "final_norm": final_norm,
+            "padding": padding,
+            "feature_blocks": list(feature_blocks),
+        }
+        self.tokenizer, self.in_channels, self.channels, self.norm = tokenizer, in_channels, channels, norm
+        self.padding, self.feature_blocks = padding, tuple(sorted(feature_blocks))
+        self.embedding = MiniPointNet(in_channels, channels, tokenizer.max_points, padding=padding)
+        self.position = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, channels))
+        self.transformer = TokenTransformer(
+            channels, depth, heads, mlp_ratio, drop_path, attention_dropout, norm, final_norm
+        )
+        self.transformer.apply(init_linear)
+
+    def tokens(self, batch: PointBatch) -> Tokens:
+        """The tokens of a batch.
+
+        Raises:
+            ValueError: a wrong number of feature columns, or as :meth:`nufm.models.tokens.Tokenizer.forward`.
+        """
+        if batch.feat.dim() != 2 or batch.feat.shape[1] != self.in_channels:
+            raise ValueError(
+                f"the encoder expects {self.in_channels} feature columns, the batch has {tuple(batch.feat.shape[1:])} "
+                f"{batch.columns}; the transforms must be those the encoder was built for"
+            )
+        return self.tokenizer(batch)
+
+    def encode(self, tokens: Tokens) -> Encoded:
+        """Features of tokens that see each other and no others: give the visible ones only, and only they cost."""
+        x = self.embedding(tokens.points, tokens)
+        *blocks, feat = self.transformer(x, self.position(tokens.centre), tokens.offsets, self.feature_blocks)
+        return Encoded(tokens, feat, blocks)
+
+    def forward(self, batch: PointBatch) -> Encoded:
+        """All tokens of a batch."""
+        return self.encode(self.tokens(batch))
+
+    def point_features(self, batch: PointBatch) -> Tensor:
+        """(N, C) features of every point, whether it is in a token or not: see :meth:`interpolated`."""
+        encoded = self(batch)
+        return self.interpolated(batch, encoded.tokens, self.token_features(encoded))
+
+    def token_features(self, encoded: Encoded) -> Tensor:
+        """(V, C): outputs of the ``feature_blocks``, each normalised without weights, averaged."""
+        return torch.stack([standardised(x.float(), self.norm) for x in encoded.blocks]).mean(0)
+
+    def interpolated(self, batch: PointBatch, tokens: Tokens, feat: Tensor) -> Tensor:
+        """Token features (T, C) at the points, (N, C): mean of the nearest five, weighted by 1/(d² + ε) (PointNet++,
+        arXiv 1706.02413, eq. 2). An event of fewer tokens takes those it has."""
+        if len(batch) == 0:
+            return feat.new_zeros(0, feat.shape[1]) + feat[:0].sum()
+        with torch.no_grad():
+            index, distance = k_nearest(
+                batch.coord.float(), batch.offsets, tokens.centre, tokens.offsets, NEIGHBOURS
+            )
+            weight = 1 / (distance.square() + torch.finfo(torch.float32).eps)  # 0 where there is no neighbour
+            weight = weight / weight.sum(1, keepdim=True)
+        return F.embedding_bag(
+            index.clamp(min=0), feat, mode="sum", per_sample_weights=weight.to(feat.dtype)
+        )
+
+    def layers(self) -> list[list[nn.Module]]:
+        """What tokens pass one after the other: embedding and position, then each block."""
+        return [[self.position, self.embedding], *[[block] for block in self.transformer.blocks]]
+
+
+def init_linear(module: nn.Module) -> None:
+    """Truncated normal of width 0.02 for linear weights, zero for their biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
