@@ -96,8 +96,10 @@ class MiniPointNet(nn.Module):
                 # The most that slots k, k+1, … reach.
                 empty = empty + torch.cat([code.flip(0).cummax(0).values.flip(0), code[-1:]])
             whole = self._with_empty(whole, empty, tokens)
-        feat = torch.cat([take(whole, segments), local], dim=1)
-        result = segment_reduce(self.second(feat), segments, n, "max")
+        # The first map of (whole, local), whose half for the whole is the same for all points of a token.
+        for_whole, for_local = self.second[0].weight.split(INNER[1], dim=1)
+        feat = local @ for_local.T + take(whole @ for_whole.T, segments)
+        result = segment_reduce(self.second[1:](feat), segments, n, "max")
         if self.padding == "as_published":
             empty = self.second[3](self.second[1].bias.relu()).expand(self.max_points + 1, -1)
             result = self._with_empty(result, empty, tokens)
@@ -161,25 +163,8 @@ class TokenAttention(nn.Module):
 
     def forward(self, x: Tensor, windows: Windows) -> Tensor:
         q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # (T, H, D) each
-        if self.training and self.dropout > 0 and len(x):
-            out = self._dropped(q, k, v, windows.query_boundaries)
-        else:
-            out = windowed_attention(q, k, v, windows, self.scale)
+        out = windowed_attention(q, k, v, windows, self.scale, dropout=self.dropout if self.training else 0.0)
         return self.proj(out.flatten(1))
-
-    def _dropped(self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor) -> Tensor:
-        """With weights dropped, which packed kernels do not offer: events padded to the longest."""
-        counts = offsets.diff()
-        counts = counts[counts > 0]  # an event without tokens would be a row without keys
-        n, longest = len(counts), int(counts.max())
-        is_token = torch.arange(longest, device=offsets.device) < counts[:, None]
-        place = is_token.flatten().nonzero()[:, 0]
-        dense = [x.new_zeros(n * longest, *x.shape[1:]).index_copy(0, place, x) for x in (q, k, v)]
-        dense = [x.unflatten(0, (n, longest)).transpose(1, 2) for x in dense]  # (events, H, longest, D)
-        out = F.scaled_dot_product_attention(
-            *dense, attn_mask=is_token[:, None, None], dropout_p=self.dropout, scale=self.scale
-        )
-        return out.transpose(1, 2).flatten(0, 1)[place]
 
 
 class TokenBlock(nn.Module):

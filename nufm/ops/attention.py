@@ -19,7 +19,13 @@ __all__ = ["WindowLayout", "Windows", "window_layout", "windowed_attention"]
 
 
 def windowed_attention(
-    q: Tensor, k: Tensor, v: Tensor, windows: Windows | Tensor, scale: float, bias: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    windows: Windows | Tensor,
+    scale: float,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Softmax attention of every query over the keys of its own window: softmax(scale q kᵀ + bias) v.
 
@@ -32,6 +38,8 @@ def windowed_attention(
         scale: factor of the products, usually D^-0.5.
         bias: float (H, S), in the dtype of ``q`` or float32, added to the products: window after window, within a
             window query after query in the order of their places. -inf leaves a pair out; each query must keep a key.
+        dropout: probability that a weight is 0, the others scaled so that the mean stays. For training only: the
+            caller gives 0 otherwise. No kernel offers it: the reference runs it on any device.
 
     Returns:
         (Nq, H, Dv) in the dtype of ``q``; 0 for queries whose window has no keys. Differentiable once in q, k, v and
@@ -65,11 +73,13 @@ def windowed_attention(
         inputs = (q, k, v) if bias is None else (q, k, v, bias)
         return q.new_zeros(len(q), q.shape[1], v.shape[2]) + sum(x[:0].sum().to(q.dtype) for x in inputs)
     with torch.autocast(q.device.type, enabled=False):  # the caller's dtype is that of the products and of the result
+        if dropout:
+            return dispatch.run("attention_dropout", attention_reference, q, k, v, windows, scale, bias, dropout)
         return dispatch.run("windowed_attention", attention_reference, q, k, v, windows, scale, bias)
 
 
 def attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, windows: Windows, scale: float, bias: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, windows: Windows, scale: float, bias: Tensor | None, dropout: float = 0.0
 ) -> Tensor:
     """Attention by ``scaled_dot_product_attention``, windows of about one size at a time."""
     parts = windows.cuts.buckets.parts
@@ -85,7 +95,7 @@ def attention_reference(
         mask = bucket.mask if bias is None else _bucket_bias(bias.to(q.dtype), bucket, windows.cuts)
         # (windows, heads, queries or keys, channels)
         qkv = [x.unflatten(0, (len(bucket.members), -1)).transpose(1, 2) for x in qkv]
-        result = scaled_dot_product_attention(*qkv, attn_mask=mask, scale=scale)
+        result = scaled_dot_product_attention(*qkv, attn_mask=mask, dropout_p=dropout, scale=scale)
         results.append(result.transpose(1, 2).flatten(0, 1))
     out = results[0] if len(results) == 1 else torch.cat(results)
     return out if slots is None else slots.to_rows(out.flatten(1)).unflatten(1, (heads, -1))

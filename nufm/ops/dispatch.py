@@ -45,6 +45,7 @@ BACKENDS = {
 PREFERENCE: dict[str, tuple[str, ...]] = {
     "sparse_conv": ("triton", "spconv"),
     "windowed_attention": ("flash_attn", "torch_varlen", "triton"),
+    "attention_dropout": (),
     "segment_sum": ("triton", "torch_scatter"),
     "segment_max": ("triton", "torch_scatter"),
     "curve_code": ("triton",),
