@@ -1,8 +1,8 @@
 """Transforms: event in, event out, with the random numbers they may use handed to them.
 
-``NormalizeCoord``, ``LogEnergy`` (or ``RawEnergy``) and ``GridSample`` prepare an event for a network and travel with
-its weights; the others are augmentations. They act on ``Event.coord`` and ``Event.feat``; the lattice index, the
-energy in MeV and the labels stay what they were. Packing builds the input columns x, y, z from ``coord``, so
+``NormalizeCoord``, ``LogEnergy`` (or ``RawEnergy``), ``GridSample`` and ``WithoutLED`` prepare an event for a network
+and travel with its weights; the others are augmentations. They act on ``Event.coord`` and ``Event.feat``; the lattice
+index, the energy in MeV and the labels stay what they were. Packing builds the input columns x, y, z from ``coord``, so
 an augmentation that moves points need not touch ``feat``.
 
 Values are those of Panda (Young, Terao, arXiv 2512.01324; public configurations in DeepLearnPhysics/pimm).
@@ -24,7 +24,7 @@ from typing import Literal
 
 import numpy as np
 
-from nufm.data.event import Event
+from nufm.data.event import MOTIF_NAMES, Event
 
 Axis = Literal["x", "y", "z"]
 AXES: tuple[Axis, ...] = ("x", "y", "z")
@@ -98,6 +98,10 @@ class NormalizeCoord(Transform):
         coord = (event.voxel.astype(np.float32) - np.float32(self.centre)) / np.float32(self.scale)
         return event.replace(coord=coord)
 
+    def inverse(self, coord: np.ndarray) -> np.ndarray:
+        """float64, the voxel index (not necessarily whole) that has the coordinates ``coord``."""
+        return np.asarray(coord, dtype=np.float64) * self.scale + self.centre
+
 
 @dataclass(frozen=True)
 class LogEnergy(Transform):
@@ -114,11 +118,20 @@ class LogEnergy(Transform):
     e_max: float = 20.0
 
     def __call__(self, event: Event, rng: np.random.Generator) -> Event:
-        low = math.log10(self.epsilon)
-        span = math.log10(self.e_max + self.epsilon) - low
+        low, span = self._range()
         # float64 inside: in float32, ε = 0.01 would cost the last digits of small deposits
         y = 2.0 * (np.log10(event.energy.astype(np.float64) + self.epsilon) - low) / span - 1.0
         return event.replace(feat=y.astype(np.float32)[:, None], columns=("log_energy",))
+
+    def inverse(self, feat: np.ndarray) -> np.ndarray:
+        """float64, energy in MeV that becomes ``feat``: E = 10^[(y + 1)/2·span + log10 ε] - ε; below 0 for y < -1."""
+        low, span = self._range()
+        return 10.0 ** ((np.asarray(feat, dtype=np.float64) + 1.0) / 2.0 * span + low) - self.epsilon
+
+    def _range(self) -> tuple[float, float]:
+        """log10 of ε, and how far above it that of E_max + ε is."""
+        low = math.log10(self.epsilon)
+        return low, math.log10(self.e_max + self.epsilon) - low
 
 
 @dataclass(frozen=True)
@@ -127,6 +140,10 @@ class RawEnergy(Transform):
 
     def __call__(self, event: Event, rng: np.random.Generator) -> Event:
         return event.replace(feat=event.energy.astype(np.float32)[:, None], columns=("energy",))
+
+    def inverse(self, feat: np.ndarray) -> np.ndarray:
+        """float64, the energy in MeV."""
+        return np.asarray(feat, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -160,6 +177,26 @@ class GridSample(Transform):
         if len(first) == len(code):
             return event
         return event.select(np.sort(shuffled[first]))
+
+
+@dataclass(frozen=True)
+class WithoutLED(Transform):
+    """Drops the points whose truth is a low-energy deposit (LED), as PoLAr-MAE (arXiv 2502.02558) does before all else.
+
+    They are a fifth of the points of PILArNet-M. Events without labels have no such truth.
+
+    Raises:
+        ValueError: the event has no ``motif`` labels.
+    """
+
+    def __call__(self, event: Event, rng: np.random.Generator) -> Event:
+        if event.motif is None:
+            raise ValueError(
+                f"{event.name}: WithoutLED drops low-energy deposits by their truth, but field 'motif' is missing; use "
+                "labelled events, or leave WithoutLED out of the transforms: a model trained with it has never seen "
+                "such deposits"
+            )
+        return event.select(event.motif != MOTIF_NAMES.index("LED"))
 
 
 @dataclass(frozen=True)

@@ -83,11 +83,17 @@ def energy_panel(event: Event) -> Panel:
     low, high = np.percentile(positive, [0.5, 99.5]) if len(positive) else (0.1, 10.0)
     if high < 1.2 * low:  # one voxel, or all alike: a colour bar still needs a width
         low, high = low / 1.5, high * 1.5
-    fraction = np.log(np.clip(energy, low, high) / low) / np.log(high / low)
-    rgb = energy_colours()(fraction)[:, :3] if len(energy) else np.zeros((0, 3))
-    return Panel(
-        "energy", rgb, values=energy, limits=(float(low), float(high)), label="energy of a voxel (MeV)"
-    )
+    limits = (float(low), float(high))
+    return Panel("energy", energy_rgb(energy, limits), values=energy, limits=limits, label="energy of a voxel (MeV)")
+
+
+def energy_rgb(energy: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """Colours (N, 3) of energies (N,) in MeV on a logarithmic scale between ``limits``."""
+    low, high = limits
+    if len(energy) == 0:
+        return np.zeros((0, 3))
+    fraction = np.log(np.clip(np.asarray(energy, dtype=np.float64), low, high) / low) / np.log(high / low)
+    return energy_colours()(fraction)[:, :3]
 
 
 def class_panel(title: str, label: np.ndarray, names: tuple[str, ...], colours: tuple[str, ...]) -> Panel:

@@ -26,6 +26,7 @@ __all__ = ["PCAColours", "Panel", "compare_panels", "draw_event", "event_panels"
 INK, FAINT = "#222222", "#e4e4e4"
 DPI = 150
 VIEW = (18.0, -58.0)  # elevation and azimuth of the 3D views in degrees
+PLANES = {0: (1, 2), 1: (0, 2), 2: (0, 1)}  # axis that a projection drops -> the axes across and up
 
 
 def draw_event(
@@ -205,18 +206,12 @@ def _draw_3d(ax: Axes, panel: Panel, space: Geometry) -> None:
 
 def _draw_2d(ax: Axes, panel: Panel, event: Event, space: Geometry, drop: int) -> None:
     """Projection along axis ``drop`` of the region with nearly all energy, scales equal, voxels square."""
-    across, up = {0: (1, 2), 1: (0, 2), 2: (0, 1)}[drop]
-    low, high = space.core(event.energy)
-    box = ax.get_position()
-    width, height = box.width * ax.figure.get_figwidth(), box.height * ax.figure.get_figheight()
-    cm_per_inch = max((high[across] - low[across]) / width, (high[up] - low[up]) / height)
-    for axis, inches, limits in ((across, width, ax.set_xlim), (up, height, ax.set_ylim)):
-        middle, half = (low[axis] + high[axis]) / 2, cm_per_inch * inches / 2
-        limits(middle - half, middle + half)
+    across, up = PLANES[drop]
+    voxel = _frame_2d(ax, space, drop, *space.core(event.energy))
     order = _front(panel)
     x, y = space.position[order][:, [across, up]].T
     # A voxel at its true size, or as large as a dot must be to be seen.
-    points = max(space.pitch[across] / cm_per_inch * 72, 1.7)
+    points = max(voxel, 1.7)
     # Single mistakes among a thousand points must be seen.
     size = np.where(_behind(panel)[order] | (not panel.behind), points, max(points, 2.6)) ** 2
     ax.scatter(x, y, c=panel.rgb[order], s=size, marker="s", linewidths=0, rasterized=True)
@@ -225,6 +220,21 @@ def _draw_2d(ax: Axes, panel: Panel, event: Event, space: Geometry, drop: int) -
     if outside:
         note = f"{outside:,} voxels outside view"
         ax.text(0.98, 0.98, note, transform=ax.transAxes, ha="right", va="top", fontsize=9, color="#777777")
+
+
+def _frame_2d(ax: Axes, space: Geometry, drop: int, low: np.ndarray, high: np.ndarray) -> float:
+    """Axes for a projection along axis ``drop`` of the region from ``low`` to ``high`` (3,) in cm, scales equal.
+
+    Returns:
+        Edge of a voxel in the picture, in points (1/72 inch).
+    """
+    across, up = PLANES[drop]
+    box = ax.get_position()
+    width, height = box.width * ax.figure.get_figwidth(), box.height * ax.figure.get_figheight()
+    cm_per_inch = max((high[across] - low[across]) / width, (high[up] - low[up]) / height)
+    for axis, inches, limits in ((across, width, ax.set_xlim), (up, height, ax.set_ylim)):
+        middle, half = (low[axis] + high[axis]) / 2, cm_per_inch * inches / 2
+        limits(middle - half, middle + half)
     ax.set_xlabel(space.label(across), fontsize=10.5, color=INK)
     ax.set_ylabel(space.label(up), fontsize=10.5, color=INK, labelpad=1)
     ax.tick_params(labelsize=9, colors=INK)
@@ -234,6 +244,7 @@ def _draw_2d(ax: Axes, panel: Panel, event: Event, space: Geometry, drop: int) -
     ax.set_axisbelow(True)
     for side in ax.spines.values():
         side.set_color("#888888")
+    return space.pitch[across] / cm_per_inch * 72
 
 
 def _ticks(n: int):

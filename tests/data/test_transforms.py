@@ -54,6 +54,25 @@ def test_log_energy_is_not_clipped():
     )
 
 
+@pytest.mark.parametrize("epsilon", [0.01, 0.13])
+def test_inverses(epsilon):
+    rng = np.random.default_rng(3)
+    energy = np.concatenate([[0, 1e-4, 0.13, 20, 300], 10 ** rng.uniform(-3, 3, 500)]).astype(np.float32)
+    voxel = rng.integers(0, 768, (len(energy), 3)).astype(np.int32)
+    scale, centre = T.LogEnergy(epsilon), T.NormalizeCoord(383.5)
+    event = T.compose([centre, scale], Event(voxel, energy), ANY)
+    # feat is float32, one part in 10^7 of a unit that is 1.6 to 1.1 decades
+    np.testing.assert_allclose(scale.inverse(event.feat[:, 0]), energy, rtol=1e-6, atol=1e-6 * epsilon)
+    np.testing.assert_allclose(centre.inverse(event.coord), voxel, atol=1e-4)
+    # by hand: -1 is nothing, 1 is E_max, and halfway in the logarithm is sqrt(ε (E_max + ε)) - ε
+    np.testing.assert_allclose(
+        scale.inverse(np.array([-1.0, 1.0, 0.0])), [0, 20, math.sqrt(epsilon * (20 + epsilon)) - epsilon], atol=1e-12
+    )
+    assert scale.inverse(np.array([-1.5]))[0] < 0  # a prediction may lie below what an energy can be
+    raw = T.RawEnergy()
+    np.testing.assert_array_equal(raw.inverse(raw(event, ANY).feat[:, 0]), energy)
+
+
 def test_grid_sample_loses_nothing_of_a_genuine_event():
     event = PILArNetReader(Path(__file__).parent / "pilarnet_m_event.h5")[0]
     event = T.NormalizeCoord()(event, ANY)
