@@ -1,0 +1,244 @@
+"""The token encoder against dense second derivations, and what must hold for any event."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_tokens import batch_of, walk
+from torch import Tensor, nn
+from torch.nn.functional import gelu, layer_norm
+
+from nufm.checkpoint.describe import rebuilt
+from nufm.models.token_encoder import MiniPointNet, TokenEncoder, TokenTransformer, standardised
+from nufm.models.tokens import Tokenizer
+
+SMALL = {"channels": 24, "depth": 3, "heads": 2, "feature_blocks": (0, 2)}
+
+
+def small(**changes: object) -> TokenEncoder:
+    torch.manual_seed(0)
+    return unusual(TokenEncoder(Tokenizer(radius=5.0, max_points=12), **SMALL | changes)).eval()
+
+
+def unusual(model: nn.Module) -> nn.Module:
+    """Every parameter and running value drawn anew: at their initial values many mistakes cannot be seen."""
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2.0, generator=generator)
+        elif tensor.is_floating_point():
+            tensor.add_(torch.randn(tensor.shape, generator=generator) * (0.3 if tensor.dim() < 2 else 0.1))
+    return model
+
+
+def dense_pointnet(net: MiniPointNet, points: Tensor, slots: int, code: bool = False) -> Tensor:
+    """One token (n, C) slot by slot, empty slots zeroed before the affine part of each norm, as published."""
+    n = len(points)
+    padded = torch.cat([points, points[:1].expand(slots - n, -1)])
+    is_point = (torch.arange(slots) < n)[:, None]
+
+    def norm(x: Tensor, layer: nn.BatchNorm1d) -> Tensor:
+        x = (x - layer.running_mean) / (layer.running_var + 1e-5).sqrt()
+        return torch.where(is_point, x, torch.zeros_like(x)) * layer.weight + layer.bias
+
+    x = net.first[3](norm(padded @ net.first[0].weight.T, net.first[1]).relu())
+    if code:
+        angle = torch.arange(slots)[:, None] * torch.exp(torch.arange(128) * (-9.210340371976184 / 127))
+        x = x + net.slot_code(torch.cat([angle.sin(), angle.cos()], 1)).relu()
+    kept = slice(None) if net.padding == "as_published" else slice(n)
+    whole = x[kept].amax(0, keepdim=True).expand(slots, -1)
+    x = net.second[3](norm(torch.cat([whole, x], 1) @ net.second[0].weight.T, net.second[1]).relu())
+    return x[kept].amax(0)
+
+
+@pytest.mark.parametrize("padding", ["left_out", "as_published"])
+@pytest.mark.parametrize("code", [False, True])
+def test_mini_pointnet_equals_the_dense_form(padding: str, code: bool) -> None:
+    torch.manual_seed(2)
+    tokens = Tokenizer(radius=5.0, max_points=12)(batch_of([walk(1, 200), walk(2, 60)]))
+    assert {1 <= n < 12 for n in tokens.counts.tolist()} == {True, False}  # full tokens and others
+    net = unusual(MiniPointNet(4, 24, 12, slot_code=code, padding=padding)).eval()
+    found = net(tokens.points, tokens)
+    parts = tokens.points.split(tokens.counts.tolist())
+    expected = torch.stack([dense_pointnet(net, part, 12, code) for part in parts])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_two_paddings_differ_only_where_slots_are_empty() -> None:
+    tokens = Tokenizer(radius=5.0, max_points=12)(batch_of([walk(1, 200)]))
+    torch.manual_seed(0)
+    net = unusual(MiniPointNet(4, 24, 12)).eval()
+    clean = net(tokens.points, tokens)
+    net.padding = "as_published"
+    leaky = net(tokens.points, tokens)
+    same = (clean == leaky).all(1)
+    assert torch.equal(same | (tokens.counts < 12), torch.ones_like(same))
+    assert not bool(same[tokens.counts < 12].all())
+
+
+def test_slot_codes_make_the_order_of_points_matter() -> None:
+    tokens = Tokenizer(radius=5.0, max_points=12)(batch_of([walk(3, 100)]))
+    turned = tokens.points.clone()
+    for start, stop in zip(tokens.starts[:-1].tolist(), tokens.starts[1:].tolist(), strict=True):
+        turned[start:stop] = turned[start:stop].flip(0)
+    for code in (False, True):
+        torch.manual_seed(0)
+        net = unusual(MiniPointNet(4, 24, 12, slot_code=code)).eval()
+        a, b = net(tokens.points, tokens), net(turned, tokens)
+        assert torch.allclose(a, b, atol=1e-5) != code
+
+
+def dense_transformer(net: TokenTransformer, x: Tensor, position: Tensor, norm: str) -> list[Tensor]:
+    """All tokens of one event against all, with the softmax written out."""
+
+    def scaled(x: Tensor, layer: nn.Module) -> Tensor:
+        if norm == "token":
+            return layer_norm(x, x.shape[-1:], layer.weight, layer.bias, 1e-5)
+        return (x - x.mean()) / x.std(correction=0) * layer.weight + layer.bias
+
+    out = []
+    for block in net.blocks:
+        x = x + position
+        qkv, heads = block.attn.qkv(scaled(x, block.norm1)), block.attn.heads
+        q, k, v = (t.unflatten(1, (heads, -1)).transpose(0, 1) for t in qkv.chunk(3, 1))
+        weight = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
+        x = x + block.attn.proj((weight @ v).transpose(0, 1).flatten(1))
+        x = x + block.mlp.fc2(gelu(block.mlp.fc1(scaled(x, block.norm2))))
+        out.append(x)
+    return [*out, scaled(x, net.norm) if net.norm.__class__ is not nn.Identity else x]
+
+
+@pytest.mark.parametrize("norm", ["token", "batch_global"])
+@pytest.mark.parametrize("final_norm", [False, True])
+def test_transformer_equals_the_dense_form(norm: str, final_norm: bool) -> None:
+    torch.manual_seed(3)
+    net = unusual(TokenTransformer(24, 3, 2, norm=norm, final_norm=final_norm)).eval()
+    x, position = torch.randn(2, 17, 24).unbind(0)
+    found = net(x, position, torch.tensor([0, 17]), keep=(0, 1, 2))
+    for a, b in zip(found, dense_transformer(net, x, position, norm), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_an_event_does_not_depend_on_its_batch_mates_unless_the_published_norm_is_asked_for() -> None:
+    coords = [walk(4, 200), walk(5, 50), torch.zeros(0, 3), walk(6, 120)]
+    encoder = small()
+    together = encoder.point_features(batch_of(coords)).split([len(c) for c in coords])
+    published = small(norm="batch_global")
+    mixed = published.point_features(batch_of(coords)).split([len(c) for c in coords])
+    for event, points in enumerate(coords):
+        alone = batch_of([points])
+        alone = alone.replace(feat=batch_of(coords).select([event]).feat)
+        torch.testing.assert_close(together[event], encoder.point_features(alone), rtol=1e-4, atol=1e-5)
+        if len(points):
+            assert not torch.allclose(mixed[event], published.point_features(alone), atol=1e-3)
+
+
+def test_evaluation_is_deterministic_and_training_drops() -> None:
+    batch, encoder = batch_of([walk(7, 200)]), small(drop_path=0.5, attention_dropout=0.3)
+    assert torch.equal(encoder.point_features(batch), encoder.point_features(batch))
+    for block in encoder.transformer.blocks:  # each source of chance alone
+        block.drop_path = 0.0
+    encoder.train()
+    encoder.embedding.eval()
+    assert not torch.equal(encoder(batch).feat, encoder(batch).feat)
+
+
+def test_attention_dropout_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    attention = small(attention_dropout=0.4).transformer.blocks[0].attn
+    from nufm.ops.attention import Windows
+
+    x, windows = torch.randn(9, 24), Windows.of_boundaries(torch.tensor([0, 2, 2, 9]))
+    with torch.no_grad():
+        plain = attention.eval()(x, windows)
+        attention.train()
+        mean = torch.stack([attention(x, windows) for _ in range(1000)]).mean(0)
+    torch.testing.assert_close(mean, plain, atol=0.1, rtol=0.1)
+
+
+def test_features_of_points_are_the_weighted_mean_of_the_five_nearest_tokens() -> None:
+    points = walk(8, 300)
+    batch, encoder = batch_of([points, points[:1].repeat(2, 1)]), small()
+    encoded = encoder(batch)
+    feat = torch.stack([layer_norm(x, x.shape[-1:]) for x in encoded.blocks]).mean(0)
+    found = encoder.point_features(batch)
+    own = encoded.tokens.event == 0
+    square = torch.cdist(points.double(), encoded.tokens.centre[own].double()).square()
+    for row in range(0, 300, 37):
+        nearest = square[row].argsort()[:5]
+        weight = 1 / (square[row, nearest] + torch.finfo(torch.float32).eps)
+        expected = (feat[own][nearest] * (weight / weight.sum())[:, None].float()).sum(0)
+        if square[row].sort().values[4:6].diff() > 0:  # no tie about who is fifth
+            torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-5)
+    # The second event has one token: its points are told that token.
+    assert int((encoded.tokens.event == 1).sum()) == 1
+    torch.testing.assert_close(found[300:], feat[encoded.tokens.event == 1].expand(2, -1))
+
+
+def test_encoding_only_visible_tokens_equals_masking_the_others_in_attention() -> None:
+    """What is saved is time, not accuracy: the published full-length form with -1e9 for hidden keys."""
+    torch.manual_seed(1)
+    encoder, batch = small(), batch_of([walk(9, 300)])
+    tokens = encoder.tokens(batch)
+    visible = torch.rand(len(tokens)) < 0.4
+    found = encoder.encode(tokens.select(visible)).feat
+    x, position = encoder.embedding(tokens.points, tokens), encoder.position(tokens.centre)
+    hidden_keys = torch.zeros(len(tokens)).masked_fill_(~visible, -1e9)
+    for block in encoder.transformer.blocks:
+        x = x + position
+        q, k, v = (t.unflatten(1, (2, -1)).transpose(0, 1) for t in block.attn.qkv(block.norm1(x)).chunk(3, 1))
+        weight = (q @ k.transpose(1, 2) * block.attn.scale + hidden_keys).softmax(-1)
+        x = x + block.attn.proj((weight @ v).transpose(0, 1).flatten(1))
+        x = x + block.mlp(block.norm2(x))
+    torch.testing.assert_close(found, x[visible], rtol=1e-4, atol=1e-4)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    encoder = small().train()
+    encoder.point_features(batch_of([walk(10, 200)])).square().sum().backward()
+    without = [n for n, p in encoder.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
+    # The bias of keys shifts all scores of a query alike; it is part of qkv.bias, which has a gradient.
+    assert without == []
+
+
+@pytest.mark.parametrize("coords", [[torch.zeros(0, 3)], [torch.ones(1, 3)], [torch.zeros(0, 3), walk(11, 30)]])
+@pytest.mark.parametrize("training", [False, True])
+def test_empty_events_and_lone_points(coords: list[Tensor], training: bool) -> None:
+    encoder = small(attention_dropout=0.1).train(training)
+    found = encoder.point_features(batch_of(coords))
+    assert found.shape == (sum(map(len, coords)), 24)
+    assert bool(found.isfinite().all())
+    found.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in encoder.parameters() if p.grad is not None)
+
+
+def test_wrong_columns_and_settings_are_refused() -> None:
+    encoder, batch = small(), batch_of([walk(12, 20)])
+    with pytest.raises(ValueError, match="expects 4 feature columns, the batch has"):
+        encoder(batch.replace(feat=batch.feat[:, :3], columns=("x", "y", "z")))
+    with pytest.raises(ValueError, match="multiple of heads, found 24 channels and 5 heads"):
+        small(heads=5)
+    with pytest.raises(ValueError, match="norm must be 'token' or 'batch_global'"):
+        small(norm="batch")
+    with pytest.raises(ValueError, match="feature_blocks are"):
+        small(feature_blocks=(0, 3))
+
+
+def test_published_sizes() -> None:
+    with torch.device("meta"):
+        encoder = TokenEncoder()
+    assert sum(p.numel() for p in encoder.parameters()) == 21_837_568
+    assert sum(p.numel() for p in encoder.transformer.parameters()) == 21_293_568
+    assert sum(p.numel() for p in encoder.embedding.parameters()) == 493_952
+    assert sum(p.numel() for p in encoder.position.parameters()) == 50_048
+    assert len(encoder.layers()) == 13
+    assert {p for layer in encoder.layers() for m in layer for p in m.parameters()} == set(encoder.parameters())
+
+
+def test_it_can_be_built_again_from_its_arguments() -> None:
+    encoder = small(padding="as_published", norm="batch_global")
+    twin = rebuilt(encoder)
+    twin.load_state_dict(encoder.state_dict())
+    batch = batch_of([walk(13, 100)])
+    assert torch.equal(twin.eval().point_features(batch), encoder.point_features(batch))
+    assert standardised(torch.zeros(0, 3), "batch_global").shape == (0, 3)
