@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nufm.checkpoint.pretrained import Pretrained
 
 # Arguments that shape the training and not the function: an encoder with other values takes the same weights.
-TRAINING_ONLY = {"drop_path", "layer_scale", "mask_token", "shuffle_orders"}
+TRAINING_ONLY = {"drop_path", "attention_dropout", "layer_scale", "mask_token", "shuffle_orders"}
 ABSENT = "nothing"
 
 
@@ -78,7 +78,9 @@ def _compare(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> 
     found = []
     for name in sorted(theirs.keys() | ours.keys()):
         a, b = (_plain(side[name]) if name in side else ABSENT for side in (theirs, ours))
-        if a != b:
+        if isinstance(a, nn.Module) and type(a) is type(b):  # a tokenizer
+            found += _compare(_arguments(a), _arguments(b), f"{where} {name}")
+        elif a != b:
             found.append(_difference(f"{where} {name}", a, b))
     return found
 

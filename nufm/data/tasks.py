@@ -27,6 +27,7 @@ class Task:
         classes: their names.
         instance: label that holds the instance ids; None for a semantic task.
         stuff: class of the points that belong to no instance; None for a semantic task.
+        ignored: values of the label that are no class of the task: neither learnt nor scored.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Task:
     classes: tuple[str, ...]
     instance: str | None = None
     stuff: int | None = None
+    ignored: tuple[int, ...] = ()
 
     def targets(self, labels: Mapping[str, Tensor], names: tuple[str, ...] = ()) -> tuple[Tensor, Tensor | None]:
         """Class and instance of every point.
@@ -44,7 +46,8 @@ class Task:
             names: of the events, for the message.
 
         Returns:
-            int64 (N,) classes, -1 where the truth does not say; int64 (N,) instance ids, -1 none, or None.
+            int64 (N,) classes, -1 where the truth does not say or the task ignores it; int64 (N,) instance ids, -1
+            none, or None.
 
         Raises:
             ValueError: the events carry no such label, or hold a class that is not on the list.
@@ -62,6 +65,8 @@ class Task:
                     f"{where}the task '{self.name}' needs the label '{needed}', found {sorted(labels)}; {why}"
                 )
         truth = labels[self.label]
+        for value in self.ignored:
+            truth = torch.where(truth == value, -1, truth)
         if self.label == self.instance:  # interactions: a point belongs to one or does not
             truth = (truth >= 0).to(torch.int64)
         if len(truth) and truth.device.type == "cpu" and int(truth.max()) >= len(self.classes):
@@ -75,6 +80,7 @@ class Task:
 
 # Panda (arXiv 2512.01324; configurations of DeepLearnPhysics/pimm): the stuff of the particle detector are points of no
 # known particle (LED, and kaons, which share their class), that of the interaction detector points of no interaction.
+# PoLAr-MAE (arXiv 2502.02558) has the first four motifs; the transform WithoutLED keeps the others out of its events.
 TASKS = {
     task.name: task
     for task in (
@@ -82,6 +88,7 @@ TASKS = {
         Task("pid", "semantic", "pid", PID_NAMES),
         Task("particle", "panoptic", "pid", PID_NAMES, "particle", PID_NAMES.index("none")),
         Task("interaction", "panoptic", "interaction", ("background", "interaction"), "interaction", 0),
+        Task("motif4", "semantic", "motif", MOTIF_NAMES[:4], ignored=(MOTIF_NAMES.index("LED"),)),
     )
 }
 

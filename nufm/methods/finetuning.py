@@ -21,7 +21,7 @@ from torch import nn
 
 from nufm.data.event import PointBatch
 from nufm.data.tasks import Task, task_named
-from nufm.methods.schedules import decays, one_cycle
+from nufm.methods.schedules import decays, one_cycle, warmup_cosine
 
 Regime = Literal["lin", "dec", "full", "scratch"]
 LayerRates = Literal["by_depth", "as_published"]
@@ -41,9 +41,12 @@ class FineTuning(LightningModule):
         layer_rates: ``by_depth``: every layer, poolings and embedding included, is slower than the one after it.
             ``as_published``: only blocks are slowed, embedding and poolings train at the full rate, and within the
             decoder the blocks count from the finest stage, so that the coarsest is the fastest.
-        weight_decay: of AdamW; none on biases, norms, LayerScale and other vectors.
+        weight_decay: of AdamW.
+        decay: ``weights`` spares biases, norms, LayerScale and other vectors; ``all`` as published for PoLAr-MAE.
         warmup: share of the steps over which the rate rises.
-        schedule: ``one_cycle`` (cosine; starts at 1/10, ends at 1/10⁴ of the peak) or ``constant``.
+        schedule: ``one_cycle`` (cosine; starts at 1/10, ends at 1/10⁴ of the peak), ``warmup_cosine`` (linear rise,
+            then cosine; starts and ends at ``rate_floor`` of the peak) or ``constant``.
+        rate_floor: where ``warmup_cosine`` begins and ends, over the peak.
         cycle_momentum: also cycle Adam's β₁ between 0.95 and 0.85, as published.
 
     Raises:
@@ -62,8 +65,10 @@ class FineTuning(LightningModule):
         layer_decay: float = 1.0,
         layer_rates: LayerRates = "by_depth",
         weight_decay: float = 0.04,
+        decay: Literal["weights", "all"] = "weights",
         warmup: float = 0.05,
-        schedule: Literal["one_cycle", "constant"] = "one_cycle",
+        schedule: Literal["one_cycle", "warmup_cosine", "constant"] = "one_cycle",
+        rate_floor: float = 0.086,
         cycle_momentum: bool = False,
     ) -> None:
         super().__init__()
@@ -87,7 +92,8 @@ class FineTuning(LightningModule):
             layer_decay,
             layer_rates,
         )
-        self.weight_decay, self.warmup, self.schedule = weight_decay, warmup, schedule
+        self.weight_decay, self.decay = weight_decay, decay
+        self.warmup, self.schedule, self.rate_floor = warmup, schedule, rate_floor
         self.cycle_momentum = cycle_momentum
         if self.frozen_encoder:
             encoder.requires_grad_(False)
@@ -124,7 +130,8 @@ class FineTuning(LightningModule):
         self.task.targets(batch.labels, batch.names)
 
     def train(self, mode: bool = True) -> FineTuning:
-        """A frozen encoder stays in evaluation mode: drop path would make its features noisy (published: it does)."""
+        """A frozen encoder stays in evaluation mode: drop path would make its features noisy, and its batch norms would
+        move (published: they do)."""
         super().train(mode)
         if self.frozen_encoder:
             self.network.encoder.eval()
@@ -137,21 +144,29 @@ class FineTuning(LightningModule):
         return min(1.0, self.global_step / max(1, int(self.trainer.estimated_stepping_batches)))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        if self.schedule == "one_cycle" and not math.isfinite(self.trainer.estimated_stepping_batches):
+        if self.schedule != "constant" and not math.isfinite(self.trainer.estimated_stepping_batches):
             raise ValueError("the schedule needs the length of the training: set trainer.max_steps or max_epochs")
         scale = rates(self.network, self.encoder_rate, self.layer_decay, self.layer_rates)
         groups: dict[tuple[float, bool], dict[str, Any]] = {}
         for name, parameter in self.network.named_parameters():
             if not parameter.requires_grad:
                 continue
-            key = (scale[parameter], decays(name, parameter))
+            key = (scale[parameter], self.decay == "all" or decays(name, parameter))
             group = groups.setdefault(key, {"params": [], "peak": self.peak * key[0]})
             group.setdefault("weight_decay", self.weight_decay if key[1] else 0.0)
             group["params"].append(parameter)
         return torch.optim.AdamW(list(groups.values()), lr=self.peak)
 
+    def rate_and_momentum(self) -> tuple[float, float]:
+        """Learning rate of this step over its peak, and the β₁ that may be cycled with it."""
+        if self.schedule == "one_cycle":
+            return one_cycle(self.progress(), self.warmup)
+        if self.schedule == "warmup_cosine":
+            return warmup_cosine(self.progress(), self.warmup, self.rate_floor), 0.9
+        return 1.0, 0.9
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        rate, beta = (1.0, 0.9) if self.schedule == "constant" else one_cycle(self.progress(), self.warmup)
+        rate, beta = self.rate_and_momentum()
         for group in self.optimizers().param_groups:
             group["lr"] = group["peak"] * rate
             group["betas"] = (beta if self.cycle_momentum else 0.9, 0.999)

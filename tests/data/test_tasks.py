@@ -22,6 +22,7 @@ def test_targets_of_every_task():
         "pid": ([0, 5, 2, 5], None),
         "particle": ([0, 5, 2, 5], [0, 0, 1, -1]),
         "interaction": ([1, 1, 0, 0], [0, 2, -1, -1]),
+        "motif4": ([0, 1, -1, -1], None),
     }
     assert expected.keys() == TASKS.keys()
     for name, (classes, instances) in expected.items():
@@ -49,6 +50,16 @@ def test_refusals():
         TASKS["motif"].targets({"motif": torch.tensor([7])}, ("a",))
     with pytest.raises(ValueError, match="unknown task 'motive', expected one of motif, pid, particle, interaction"):
         task_named("motive")
+
+
+def test_what_a_task_ignores_is_no_class_of_it():
+    """The first four motifs: low-energy deposits are neither learnt nor scored, and other values still refused."""
+    task, labels = TASKS["motif4"], {"motif": torch.tensor([4, 3, 2, 1, 0, -1])}
+    assert task.classes == ("shower", "track", "Michel", "delta")
+    assert task.targets(labels)[0].tolist() == [-1, 3, 2, 1, 0, -1]
+    assert labels["motif"].tolist() == [4, 3, 2, 1, 0, -1], "the truth itself stays"
+    with pytest.raises(ValueError, match="holds class 5, the task 'motif4' has 4"):
+        task.targets({"motif": torch.tensor([5])})
 
 
 def test_no_points():
