@@ -10,7 +10,10 @@ import torch
 from nufm.checkpoint import Pretrained, check_compatible
 from nufm.data.transforms import Compose, GridSample, LogEnergy, NormalizeCoord, event_transforms
 from nufm.models.ptv3 import PointTransformerV3
+from nufm.models.token_encoder import TokenEncoder
+from nufm.models.tokens import Tokenizer
 
+SMALL = {"channels": 16, "depth": 1, "heads": 1, "feature_blocks": (0,)}
 ARGUMENTS = {"depths": (1, 2), "channels": (16, 32), "heads": (1, 2), "window": 64}
 
 
@@ -31,6 +34,17 @@ def test_the_same_fits(pretrained) -> None:
 def test_what_matters_in_training_only_may_differ(pretrained) -> None:
     other = encoder(drop_path=0.0, layer_scale=1.0, mask_token=False, shuffle_orders="never")
     check_compatible(pretrained, other, event_transforms(), 0.001)
+
+
+def test_tokenizers_are_compared_by_their_settings() -> None:
+    """They are modules, of which each is itself alone; attention dropout belongs to the training."""
+    tokens = Pretrained(TokenEncoder(Tokenizer(), attention_dropout=0.05, **SMALL), (), 0.001, source="runs/two")
+    check_compatible(tokens, TokenEncoder(Tokenizer(), attention_dropout=0.0, **SMALL), (), 0.001)
+    with pytest.raises(ValueError, match="tokenizer max_points: found 32 in the checkpoint, expected 16") as why:
+        check_compatible(tokens, TokenEncoder(Tokenizer(max_points=16), **SMALL), (), 0.001)
+    assert str(why.value).count("found") == 1
+    with pytest.raises(ValueError, match="encoder norm: found token in the checkpoint, expected batch_global"):
+        check_compatible(tokens, TokenEncoder(norm="batch_global", **SMALL), (), 0.001)
 
 
 @pytest.mark.parametrize(

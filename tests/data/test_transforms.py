@@ -111,6 +111,30 @@ def test_grid_sample_refuses_absurd_cells():
         T.GridSample(1e-9)(cloud(), ANY)
 
 
+def test_without_led_drops_what_the_truth_calls_so():
+    event = cloud(200).replace(name="a.h5#7")
+    found = T.WithoutLED()(event, ANY)
+    keep = [i for i in range(200) if event.motif[i] != 4]
+    assert 0 < len(keep) < 200 and len(found) == len(keep)
+    np.testing.assert_array_equal(found.voxel, event.voxel[keep])
+    np.testing.assert_array_equal(found.feat, event.feat[keep])
+    np.testing.assert_array_equal(found.motif, event.motif[keep])
+    ignored = event.replace(motif=np.where(event.motif == 0, -1, event.motif))
+    assert len(T.WithoutLED()(ignored, ANY)) == len(keep), "points of unknown class stay"
+    assert len(T.WithoutLED()(event.replace(motif=np.full(200, 4)), ANY)) == 0
+    with pytest.raises(ValueError, match=r"a\.h5#7: WithoutLED .* field 'motif' is missing; use labelled events"):
+        T.WithoutLED()(event.replace(motif=None), ANY)
+
+
+def test_without_led_on_a_genuine_event():
+    """Row 0 of a PILArNet-M event is its low-energy bin: 22 % of the points of the set, and all of that class."""
+    event = PILArNetReader(Path(__file__).parent / "pilarnet_m_event.h5", energy_threshold=0.0, min_points=0)[0]
+    found = T.WithoutLED()(event, ANY)
+    low = (event.motif == 4).sum()
+    assert len(found) == len(event) - low and 0.02 < low / len(event) < 0.6
+    assert set(np.unique(found.motif)) <= {0, 1, 2, 3}
+
+
 def test_energy_jitter():
     event = cloud(20000)
     rng = np.random.default_rng(3)
