@@ -170,17 +170,19 @@ class MaskedPoints(LightningModule):
         hp = self.hparams
         if not math.isfinite(self.trainer.estimated_stepping_batches):
             raise ValueError("the schedule needs the length of the training: set trainer.max_steps or max_epochs")
+        return torch.optim.AdamW(self.parameter_groups(), lr=hp.learning_rate)
+
+    def parameter_groups(self) -> list[dict]:
+        """AdamW groups: with weight decay, and without."""
+        hp = self.hparams
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for name, parameter in self.named_parameters():
             groups[hp.decay == "all" or decays(name, parameter)].append(parameter)
-        return torch.optim.AdamW(
-            [
-                {"params": parameters, "weight_decay": hp.weight_decay if decayed else 0.0}
-                for decayed, parameters in groups.items()
-                if parameters
-            ],
-            lr=hp.learning_rate,
-        )
+        return [
+            {"params": parameters, "weight_decay": hp.weight_decay if decayed else 0.0}
+            for decayed, parameters in groups.items()
+            if parameters
+        ]
 
     def on_train_batch_start(self, batch: PointBatch, batch_idx: int) -> None:
         """Learning rate of this step: a function of the progress alone, without a state to agree with."""

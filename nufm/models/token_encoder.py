@@ -30,8 +30,10 @@ from nufm.ops.pool import segment_reduce, take
 
 Norm = Literal["token", "batch_global"]
 Padding = Literal["left_out", "as_published"]
+Position = Literal["coordinates", "waves"]
 
 INNER = (128, 256, 512)  # channels of the mini-PointNet
+WAVES = 16  # wavelengths of each axis
 NEIGHBOURS = 5  # tokens that a point takes its features from
 
 
@@ -117,6 +119,24 @@ class MiniPointNet(nn.Module):
         rate = torch.exp(torch.arange(half, device=number.device) * -(math.log(10000) / (half - 1)))
         angle = number[:, None] * rate
         return self.slot_code(torch.cat([angle.sin(), angle.cos()], dim=1)).relu()
+
+
+class Waves(nn.Module):
+    """Sines and cosines of coordinates (T, 3) -> (T, 6 n), wavelengths from 2 (the detector) to 4 radii of a token.
+
+    A network of coordinates alone learns what changes over the detector long before what changes from one token to the
+    next (Tancik et al., arXiv 2006.10739): neighbours are a hundredth of the detector apart.
+    """
+
+    def __init__(self, n: int, radius: float) -> None:
+        super().__init__()
+        shortest = min(4 * radius, 1.0)
+        wavelength = 2.0 * (shortest / 2.0) ** torch.linspace(0, 1, n, device="cpu", dtype=torch.float64)
+        self.register_buffer("rate", (2 * math.pi / wavelength).float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angle = (x[:, :, None] * self.rate).flatten(1)
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
 # ---------------------------------------------------------------------- tokens -> tokens
@@ -262,6 +282,8 @@ class TokenEncoder(nn.Module):
         in_channels: columns of ``batch.feat`` (x, y, z, log energy).
         channels, depth, heads, mlp_ratio, drop_path, attention_dropout, norm, final_norm: of the transformer.
         padding: see :class:`MiniPointNet`.
+        position: what the network of a token's position is given: its ``coordinates``, as published, or ``waves`` of
+            them (:class:`Waves`), with which context is learnt in hundreds of steps instead of many thousands.
         feature_blocks: blocks (from 0) whose outputs, normalised, are averaged for what a point is told.
 
     Raises:
@@ -281,6 +303,7 @@ class TokenEncoder(nn.Module):
         norm: Norm = "token",
         final_norm: bool = False,
         padding: Padding = "left_out",
+        position: Position = "coordinates",
         feature_blocks: Sequence[int] = (3, 7, 11),
     ) -> None:
         super().__init__()
@@ -299,12 +322,16 @@ class TokenEncoder(nn.Module):
             "norm": norm,
             "final_norm": final_norm,
             "padding": padding,
+            "position": position,
             "feature_blocks": list(feature_blocks),
         }
         self.tokenizer, self.in_channels, self.channels, self.norm = tokenizer, in_channels, channels, norm
         self.padding, self.feature_blocks = padding, tuple(sorted(feature_blocks))
         self.embedding = MiniPointNet(in_channels, channels, tokenizer.max_points, padding=padding)
-        self.position = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, channels))
+        waves = [Waves(WAVES, tokenizer.radius)] if position == "waves" else []
+        self.position = nn.Sequential(
+            *waves, nn.Linear(6 * WAVES if waves else 3, 128), nn.GELU(), nn.Linear(128, channels)
+        )
         self.transformer = TokenTransformer(
             channels, depth, heads, mlp_ratio, drop_path, attention_dropout, norm, final_norm
         )

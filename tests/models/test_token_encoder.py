@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_tokens import batch_of, walk
+from token_events import batch_of, walk
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
 
@@ -193,8 +193,23 @@ def test_encoding_only_visible_tokens_equals_masking_the_others_in_attention() -
     torch.testing.assert_close(found, x[visible], rtol=1e-4, atol=1e-4)
 
 
-def test_every_parameter_gets_a_gradient() -> None:
-    encoder = small().train()
+def test_waves_tell_neighbouring_tokens_apart() -> None:
+    """sin and cos of 2π x / wavelength, from 2 to 4 radii; one token further on, the fastest has turned visibly."""
+    encoder = TokenEncoder(Tokenizer(radius=0.0075), **SMALL, position="waves")
+    waves = encoder.position[0]
+    x = torch.tensor([[0.1, -0.3, 0.7], [0.1108, -0.3, 0.7]])
+    found = waves(x)
+    assert found.shape == (2, 6 * 16)
+    wavelength = 2.0 * (0.03 / 2.0) ** (torch.arange(16) / 15)
+    torch.testing.assert_close(found[:, :16], (2 * torch.pi * x[:, :1] / wavelength).sin(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[:, 80:], (2 * torch.pi * x[:, 2:] / wavelength).cos(), atol=1e-4, rtol=1e-4)
+    plain = (x[1] - x[0]).norm() / x[0].norm()
+    assert float((found[1] - found[0]).norm() / found[0].norm()) > 20 * float(plain)
+
+
+@pytest.mark.parametrize("position", ["coordinates", "waves"])
+def test_every_parameter_gets_a_gradient(position: str) -> None:
+    encoder = small(position=position).train()
     encoder.point_features(batch_of([walk(10, 200)])).square().sum().backward()
     without = [n for n, p in encoder.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
     # The bias of keys shifts all scores of a query alike; it is part of qkv.bias, which has a gradient.
