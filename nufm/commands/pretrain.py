@@ -8,15 +8,24 @@ from pathlib import Path
 
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
+from torch import nn
 
 from nufm.checkpoint import save_pretrained
 from nufm.cli import REPOSITORY, RunCLI, run
 from nufm.commands.inputs import check_labels
 from nufm.data.event import MOTIF_NAMES, PID_NAMES
 from nufm.methods.linear_probe import OnlineProbe, ProbeSettings
+from nufm.models.ptv3 import PointTransformerV3
+from nufm.models.token_encoder import TokenEncoder
 from nufm.running.folder import git_state
 
 DEFAULT_CONFIG = REPOSITORY / "configs" / "tiny" / "panda.yaml"
+
+# Encoder -> segmentation that starts from it, and the paper's pretraining.
+CONFIGS = {
+    PointTransformerV3: ("configs/tiny/semantic.yaml", "configs/pretrain/panda.yaml"),
+    TokenEncoder: ("configs/tiny/polarmae_semantic.yaml", "configs/pretrain/polarmae.yaml"),
+}
 
 USAGE = "python scripts/pretrain.py [--config FILE] [--KEY VALUE ...]"
 
@@ -130,22 +139,32 @@ def report(cli: RunCLI) -> None:
     run = cli.run_dir
     pictures = ", ".join(sorted(p.name for p in (run / "pictures").glob("*.png")))
     print(f"\nTable: {run / 'report.md'}. Pictures in {run / 'pictures'}: {pictures}.\n\nNext, try")
-    for command, what in (
-        (
-            f"python scripts/display.py {a_test_file(cli)} --event 1 --checkpoint {run}",
-            "draw an event as this encoder sees it",
-        ),
-        (f"python scripts/finetune.py --pretrained {run}", "segmentation, learnt from labels with this encoder"),
-        (
-            f"python scripts/pretrain.py --config {run / 'config.yaml'} --model.learning_rate 1e-3",
-            "the run again, changed",
-        ),
-        (
-            "python scripts/pretrain.py --config configs/pretrain/panda.yaml --data.root DIR",
-            "the paper's run (GPUs)",
-        ),
-    ):
+    for command, what in next_steps(cli.model.encoder, run, a_test_file(cli)):
         print(f"  {command}\n      {what}")
+
+
+def next_steps(encoder: nn.Module, run: Path, events: Path) -> list[tuple[str, str]]:
+    """Commands to try after a pretraining, each with what it does; only configurations that are for this encoder, and
+    that are there.
+
+    Args:
+        encoder: what was pretrained.
+        run: the run folder.
+        events: a file of test events.
+    """
+    segmentation, paper = CONFIGS.get(type(encoder), (None, None))
+    steps = [
+        (f"python scripts/display.py {events} --event 1 --checkpoint {run}", "draw an event as this encoder sees it")
+    ]
+    if segmentation is not None:
+        command = f"python scripts/finetune.py --config {segmentation} --pretrained {run}"
+        steps.append((command, "segmentation, learnt from labels with this encoder"))
+    steps.append(
+        (f"python scripts/pretrain.py --config {run / 'config.yaml'} --seed_everything 1", "the run again, changed")
+    )
+    if paper is not None and (REPOSITORY / paper).is_file():
+        steps.append((f"python scripts/pretrain.py --config {paper} --data.root DIR", "the paper's run (GPUs)"))
+    return steps
 
 
 def a_test_file(cli: RunCLI) -> Path:
