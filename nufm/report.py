@@ -2,8 +2,8 @@
 
 Macro-F1 of a linear probe for the 5 motif classes on held-out events, for (a) raw inputs, (b) the same encoder
 untrained, (c) pretrained, over several probe seeds; an event display; the same event coloured by the first three
-principal components of its features, untrained beside pretrained. ``scripts/probe.py`` makes the same tables of any
-encoder, for more tasks.
+principal components of its features, untrained beside pretrained; and what else the method has to show of it.
+``scripts/probe.py`` makes the same tables of any encoder, for more tasks.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rich.table import Table
 
 from nufm.checkpoint import untrained_twin
 from nufm.data.event import MOTIF_NAMES, PID_NAMES
+from nufm.data.tokens import EventReconstruction, EventTokens
 from nufm.methods.linear_probe import (
     EventChoice,
     Features,
@@ -262,7 +263,10 @@ def write_report(
     from nufm.display.event import compare_panels, draw_event, pca_colours
     from nufm.display.geometry import is_simulated
     from nufm.display.plots import score_bars, training_curves
+    from nufm.display.reconstruction import draw_reconstruction
+    from nufm.display.tokens import draw_tokens
 
+    draw = {EventTokens: draw_tokens, EventReconstruction: draw_reconstruction}
     run_dir = Path(run_dir)
     encoder, (fit, score) = module.encoder, (EventChoice(split, n_events) for split in ("train", "test"))
     report = probe_tables(encoder, datamodule, fit, score, ("motif",), settings or ProbeSettings())["motif"]
@@ -279,6 +283,9 @@ def write_report(
     with torch.no_grad():
         colours = {name: pca_colours(encoder_features(e)(batch).cpu().numpy()) for name, e in encoders.items()}
     compare_panels(event, colours, pictures / "features.png")
+    if hasattr(module, "examples"):  # what a method has to show of an event, besides the features of its encoder
+        for name, found in module.examples(event, datamodule.transforms, datamodule.grid_size).items():
+            draw[type(found)](found, pictures / f"{name}.png")
     score_bars(report, pictures / "probe.png")
     if (run_dir / "metrics.csv").exists():
         title = "/".join(run_dir.resolve().parts[-2:]) + ("   ·   simulated by nufm" if simulated["train"] else "")

@@ -2,14 +2,7 @@
 
 import sys
 
-from nufm.display.command import display
-
-
-def load(source):
-    from nufm.checkpoint import from_pretrained  # only with --checkpoint: it takes a second to import
-
-    return from_pretrained(source)
-
+from nufm.commands.display import main
 
 if __name__ == "__main__":
-    sys.exit(display(load))
+    sys.exit(main())

@@ -12,9 +12,13 @@ import numpy as np
 
 from nufm.data.event import Event
 from nufm.data.pilarnet import PILArNetReader
+from nufm.data.tokens import EventTokens
 from nufm.display.colours import pca_colours
 from nufm.display.event import compare_panels, draw_event
 from nufm.display.interactive import write_html
+from nufm.display.tokens import draw_tokens, token_hover, token_panel
+
+OWN = "own"  # tokens as the checkpoint makes them
 
 
 class Encoder(Protocol):
@@ -25,11 +29,20 @@ class Encoder(Protocol):
     def untrained(self) -> Encoder: ...
 
 
-def display(load: Callable[[str], Encoder], arguments: Sequence[str] | None = None) -> int:
-    """Draw one event of a file, with the features of an encoder if one is given.
+class Tokenize(Protocol):
+    """Makes the tokens of an event: of a published size, or (None) those of a loaded checkpoint."""
+
+    def __call__(self, event: Event, size: str | None, encoder: Encoder | None) -> EventTokens: ...
+
+
+def display(
+    load: Callable[[str], Encoder], tokenize: Tokenize, arguments: Sequence[str] | None = None
+) -> int:
+    """Draw one event of a file, with the features of an encoder if one is given, and its tokens if asked for.
 
     Args:
         load: opens what ``--checkpoint`` names.
+        tokenize: makes what ``--tokens`` names.
         arguments: command line, of the process by default.
 
     Returns:
@@ -37,7 +50,7 @@ def display(load: Callable[[str], Encoder], arguments: Sequence[str] | None = No
     """
     options = _parser().parse_args(arguments)
     try:
-        for path in _display(load, options):
+        for path in _display(load, tokenize, options):
             print(path)
     except (OSError, ValueError, IndexError) as error:
         print(f"display: {error}", file=sys.stderr)
@@ -49,12 +62,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="display.py",
         description="Draw an event: a PNG and an HTML file that opens in any browser, without a network. "
-        "Shows energy, the truth the file holds, and the principal components of an encoder's features.",
+        "Shows energy, the truth the file holds, the principal components of an encoder's features, and the tokens "
+        "of masked point modelling.",
     )
     parser.add_argument("file", help="HDF5 file in the PILArNet-M layout")
     parser.add_argument("--event", type=int, default=0, help="which event of the file (default 0)")
     parser.add_argument(
         "--checkpoint", help="run folder, export folder, hf://owner/name, or released Panda .pth"
+    )
+    parser.add_argument(
+        "--tokens",
+        nargs="?",
+        const=OWN,
+        choices=("2.5", "5", "25", OWN),
+        help="draw the volumetric tokens too: balls of 2.5, 5 or 25 voxels as published for PoLAr-MAE; without a size, "
+        "or 'own', those of the checkpoint",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("."), help="folder for the pictures (default: this one)"
@@ -76,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _display(load: Callable[[str], Encoder], options: argparse.Namespace) -> list[Path]:
+def _display(load: Callable[[str], Encoder], tokenize: Tokenize, options: argparse.Namespace) -> list[Path]:
+    if options.tokens == OWN and options.checkpoint is None:
+        raise ValueError("--tokens without a size draws those of a checkpoint: add --checkpoint, or name a size, 5 say")
     reader = PILArNetReader(options.file, options.energy_threshold, options.min_points)
     if not 0 <= options.event < len(reader):
         raise IndexError(
@@ -85,14 +109,20 @@ def _display(load: Callable[[str], Encoder], options: argparse.Namespace) -> lis
         )
     event = reader[options.event]
     stem = options.out / f"{Path(options.file).stem}_{options.event}"
+    encoder = None if options.checkpoint is None else load(options.checkpoint)
+    tokens = None  # made before anything is drawn: what cannot be had must not leave half of the pictures
+    if options.tokens is not None:
+        tokens = tokenize(event, None if options.tokens == OWN else options.tokens, encoder)
     colours, paths = {}, []
-    if options.checkpoint is not None:
-        encoder = load(options.checkpoint)
+    if encoder is not None:
         both = {"untrained": encoder.untrained(), "pretrained": encoder}
         colours = {name: pca_colours(e.features(event)) for name, e in both.items()}
         paths.append(compare_panels(event, colours, stem.with_name(stem.name + "_features.png")))
     # In the overview the untrained features would only take room.
     overview = {"pretrained features": colours["pretrained"]} if colours else {}
     paths.insert(0, draw_event(event, stem.with_name(stem.name + ".png"), overview))
-    names = {f"{name} features": rgb for name, rgb in colours.items()}
-    return [*paths, write_html(event, stem.with_name(stem.name + ".html"), names)]
+    views, hover = {f"{name} features": rgb for name, rgb in colours.items()}, None
+    if tokens is not None:
+        paths.append(draw_tokens(tokens, stem.with_name(stem.name + "_tokens.png")))
+        views["tokens"], hover = token_panel(tokens).rgb, token_hover(tokens)
+    return [*paths, write_html(event, stem.with_name(stem.name + ".html"), views, hover=hover)]

@@ -61,7 +61,7 @@ def geometry(event: Event) -> Geometry:
     """
     detector = load_detector(event.detector)
     pitch = np.array(detector.pitch_mm) / 10
-    position = detector.position(event.voxel) / 10 + pitch / 2
+    position = position_cm(event, event.voxel)
     if len(event):
         low, high = position.min(0) - pitch / 2, position.max(0) + pitch / 2
         # An axis the event hardly extends along gets some room, or a straight track would be a line of no
@@ -72,6 +72,16 @@ def geometry(event: Event) -> Geometry:
         low = -np.array(detector.centre_voxel) * pitch
         high = low + np.array(detector.extent_mm) / 10
     return Geometry(position, low, high, pitch, tuple(detector.axes))
+
+
+def position_cm(event: Event, voxel: np.ndarray) -> np.ndarray:
+    """float64 (M, 3) positions in cm of places (M, 3) on the event's lattice; a whole index is a voxel's centre.
+
+    Raises:
+        ValueError: the event's detector is not known.
+    """
+    detector = load_detector(event.detector)
+    return detector.position(voxel) / 10 + np.array(detector.pitch_mm) / 20
 
 
 def headline(event: Event, simulated: bool | None = None) -> str:

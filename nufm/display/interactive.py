@@ -27,6 +27,7 @@ def write_html(
     panels: Sequence[Panel] | None = None,
     simulated: bool | None = None,
     title: str | None = None,
+    hover: Sequence[str] | None = None,
 ) -> Path:
     """Write an event that can be turned, zoomed and asked: a button for each colouring, a legend that hides
     classes, and at each voxel its index, energy and truth.
@@ -38,8 +39,9 @@ def write_html(
         panels: what the buttons offer; by default energy, the truth that the event carries, and ``colours``.
         simulated: add "simulated by nufm" to the title; None asks the event's file.
         title: first line of the title, the event's name by default.
+        hover: (N) what is said at each voxel after its truth.
     """
-    figure = html_figure(event, colours, panels, simulated, title)
+    figure = html_figure(event, colours, panels, simulated, title, hover)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"displaylogo": False, "responsive": True, "scrollZoom": True}
@@ -62,7 +64,7 @@ def html_figure(
     title: str | None = None,
     hover: Sequence[str] | None = None,
 ) -> Figure:
-    """The plotly figure of :func:`write_html`; ``hover`` (N) is said at each voxel after its truth."""
+    """The plotly figure of :func:`write_html`."""
     import plotly.graph_objects as go
 
     space = geometry(event)

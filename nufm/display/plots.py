@@ -18,11 +18,14 @@ LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # Panels of the training picture: title, words in the column names, whether the values are fractions of 1.
 CURVES: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("loss", ("loss", "mask", "roll", "local"), False),
+    ("Chamfer distance (squared radii)", ("chamfer",), False),
+    ("energy infilling (mean squared error)", ("energy",), False),
     ("teacher entropy (nat)", ("teacher_entropy",), False),
     ("KL(teacher || student) (nat)", ("kl",), False),
     ("feature spread", ("feature_std",), True),
     ("prototypes in use", ("prototype_use",), True),
     ("gradient norm", ("gradient_norm",), False),
+    ("learning rate", ("learning_rate",), False),
     ("macro-F1 of the online probe", ("macro_f1",), True),
 )
 

@@ -19,6 +19,7 @@ Shape legend: T tokens, M masked tokens, K slots of a full token, P slots of mas
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,7 +27,10 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from nufm.data.event import PointBatch
+from nufm.data.event import Event, PointBatch
+from nufm.data.tokens import EventReconstruction, EventTokens
+from nufm.data.transforms import Transform
+from nufm.methods.event_tokens import event_reconstruction
 from nufm.methods.schedules import decays, warmup_cosine
 from nufm.models.token_encoder import MiniPointNet, TokenEncoder, TokenTransformer, init_linear
 from nufm.models.tokens import Tokens
@@ -159,6 +163,13 @@ class MaskedPoints(LightningModule):
         self.log_dict(shown, batch_size=batch.n_events, sync_dist=True)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=batch.n_events, sync_dist=True)
         return total
+
+    def examples(
+        self, event: Event, transforms: Sequence[Transform], grid_size: float
+    ) -> dict[str, EventTokens | EventReconstruction]:
+        """What there is to draw of an event, by name: see :func:`nufm.methods.event_tokens.event_reconstruction`."""
+        found = event_reconstruction(self, event, transforms, grid_size)
+        return {"tokens": found.tokens, "reconstruction": found}
 
     # ------------------------------------------------------------------ optimisation
 

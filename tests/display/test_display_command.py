@@ -28,12 +28,12 @@ class Features:
         return Features(-1.0)
 
 
-def never(source: str) -> Features:
+def never(*asked: object) -> Features:
     raise AssertionError("no checkpoint was asked for")
 
 
 def test_without_a_checkpoint(genuine_file, tmp_path, capsys) -> None:
-    assert display(never, [str(genuine_file), "--out", str(tmp_path / "new")]) == 0
+    assert display(never, never, [str(genuine_file), "--out", str(tmp_path / "new")]) == 0
     printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert [p.name for p in printed] == ["pilarnet_m_event_0.png", "pilarnet_m_event_0.html"]
     assert all(p.stat().st_size > 50_000 for p in printed)
@@ -44,6 +44,7 @@ def test_with_a_checkpoint(genuine_file, tmp_path, capsys) -> None:
     assert (
         display(
             lambda s: asked.append(s) or Features(),
+            never,
             [str(genuine_file), "--checkpoint", "RUN", "--out", str(tmp_path)],
         )
         == 0
@@ -56,7 +57,7 @@ def test_with_a_checkpoint(genuine_file, tmp_path, capsys) -> None:
 
 
 def test_energy_threshold(genuine_file, tmp_path, capsys) -> None:
-    assert display(never, [str(genuine_file), "--energy-threshold", "1e9", "--out", str(tmp_path)]) == 0
+    assert display(never, never, [str(genuine_file), "--energy-threshold", "1e9", "--out", str(tmp_path)]) == 0
     assert "this event has no voxels" in (tmp_path / "pilarnet_m_event_0.html").read_text(encoding="utf-8")
 
 
@@ -77,7 +78,7 @@ def no_checkpoint(source: str) -> Features:
 )
 def test_bad_input(arguments, message, genuine_file, tmp_path, capsys) -> None:
     named = {"FILE": str(genuine_file), "README": str(SCRIPT)}
-    assert display(no_checkpoint, [*(named.get(a, a) for a in arguments), "--out", str(tmp_path)]) == 2
+    assert display(no_checkpoint, never, [*(named.get(a, a) for a in arguments), "--out", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and "Traceback" not in captured.err and captured.out == ""
     assert not list(tmp_path.iterdir())
@@ -90,7 +91,7 @@ def test_a_file_without_particle_types(genuine_file, tmp_path, capsys) -> None:
         new.create_dataset("point", (1,), kind)[0] = old["point"][0].astype(np.float32)
         cluster = old["cluster"][0].reshape(-1, 6)[:, :5]
         new.create_dataset("cluster", (1,), kind)[0] = cluster.ravel().astype(np.float32)
-    assert display(never, [str(tmp_path / "v1.h5"), "--out", str(tmp_path)]) == 0
+    assert display(never, never, [str(tmp_path / "v1.h5"), "--out", str(tmp_path)]) == 0
     page = (tmp_path / "v1_0.html").read_text(encoding="utf-8")
     assert "motif (truth)" in page and "particle type (truth)" not in page
 

@@ -1,0 +1,35 @@
+"""``scripts/display.py``: draw an event, as it is and as a model sees it.
+
+What opens checkpoints and makes tokens is imported when it is asked for: an event alone is drawn seconds sooner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nufm.data.event import Event
+from nufm.data.tokens import EventTokens
+from nufm.display.command import display
+
+if TYPE_CHECKING:
+    from nufm.checkpoint import Pretrained
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``scripts/display.py`` with these flags, those of the process by default; returns the exit code."""
+    return display(load, tokenize, arguments)
+
+
+def load(source: str) -> Pretrained:
+    """The checkpoint that ``--checkpoint`` names."""
+    from nufm.checkpoint import from_pretrained
+
+    return from_pretrained(source)
+
+
+def tokenize(event: Event, size: str | None, encoder: Pretrained | None) -> EventTokens:
+    """The tokens that ``--tokens`` names."""
+    from nufm.methods.event_tokens import tokens_named
+
+    return tokens_named(event, size, encoder)

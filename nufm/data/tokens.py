@@ -1,0 +1,155 @@
+"""Tokens of one event, and what a model says of hidden ones, in voxels and MeV: what displays draw.
+
+Shape legend: N points of the event, T tokens, M hidden tokens, P slots (points in tokens), K slots of a full token.
+Positions are voxel indices, not necessarily whole: a whole one is the centre of its voxel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nufm.data.event import Event
+from nufm.data.transforms import LogEnergy, NormalizeCoord, RawEnergy, Transform
+
+
+@dataclass(frozen=True, eq=False)
+class EventTokens:
+    """The tokens of an event.
+
+    Attributes:
+        event: whose rows ``members`` are.
+        centre: float (T, 3).
+        radius: of a token, in voxels.
+        members: int (P,) row of the event in each slot, token by token.
+        starts: int (T+1,) from 0 to P: slots of each token.
+        in_ball: bool (N,) points that lie in a ball; one of a ball that is fuller than a token may be in no slot.
+        max_points: slots of a full token.
+        left_out: tokens beyond the largest number.
+
+    Raises:
+        ValueError: fields that do not fit together.
+    """
+
+    event: Event
+    centre: np.ndarray
+    radius: float
+    members: np.ndarray
+    starts: np.ndarray
+    in_ball: np.ndarray
+    max_points: int
+    left_out: int = 0
+
+    def __post_init__(self) -> None:
+        n, t, name = len(self.event), len(self.starts) - 1, self.event.name
+        if self.centre.shape != (t, 3) or t < 0:
+            raise ValueError(f"{name}: 'centre' has shape {self.centre.shape}, expected {(t, 3)} for {t} tokens")
+        if self.in_ball.shape != (n,):
+            raise ValueError(f"{name}: 'in_ball' has shape {self.in_ball.shape}, expected {(n,)}: one per voxel")
+        if self.starts[0] != 0 or self.starts[-1] != len(self.members) or (np.diff(self.starts) < 0).any():
+            raise ValueError(f"{name}: 'starts' must rise from 0 to P = {len(self.members)}")
+        if len(self.members) and not 0 <= self.members.min() <= self.members.max() < n:
+            raise ValueError(f"{name}: 'members' names rows outside 0 … {n - 1}")
+
+    def __len__(self) -> int:
+        return len(self.centre)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int (T,) slots of each token."""
+        return np.diff(self.starts)
+
+    @property
+    def token(self) -> np.ndarray:
+        """int (P,) token of each slot."""
+        return np.repeat(np.arange(len(self)), self.counts)
+
+    @property
+    def times(self) -> np.ndarray:
+        """int (N,) in how many tokens each point is."""
+        return np.bincount(self.members, minlength=len(self.event))
+
+    def within(self, chosen: np.ndarray) -> np.ndarray:
+        """bool (N,) points in the slots of the tokens where ``chosen`` (bool (T,)) is true."""
+        found = np.zeros(len(self.event), dtype=bool)
+        found[self.members[chosen[self.token]]] = True
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class EventReconstruction:
+    """What a masked model says of the tokens that were hidden from it.
+
+    Attributes:
+        tokens: all tokens of the event.
+        hidden: bool (T,), the ones that were hidden, M of them.
+        position: float (M, K, 3) predicted points; as many of token i count as it has slots.
+        energy: float (M, K) MeV, of the predicted points; None where only positions are predicted. May be below 0.
+        infilled: float (P of the hidden tokens,) MeV predicted at their true points, slot by slot; None without energy
+            infilling. May be below 0.
+
+    Raises:
+        ValueError: fields that do not fit together.
+    """
+
+    tokens: EventTokens
+    hidden: np.ndarray
+    position: np.ndarray
+    energy: np.ndarray | None = None
+    infilled: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        m, k = int(self.hidden.sum()), self.position.shape[1]
+        slots = int(self.tokens.counts[self.hidden].sum())
+        shapes = {"hidden": (len(self.tokens),), "position": (m, k, 3), "energy": (m, k), "infilled": (slots,)}
+        for name, shape in shapes.items():
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{self.tokens.event.name}: '{name}' has shape {value.shape}, expected {shape}")
+        if m and k < self.tokens.counts[self.hidden].max():
+            raise ValueError(f"{self.tokens.event.name}: a token has more points than the {k} that are predicted")
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int (M,) slots of each hidden token."""
+        return self.tokens.counts[self.hidden]
+
+    @property
+    def rows(self) -> np.ndarray:
+        """int (P,) rows of the event in the slots of the hidden tokens."""
+        return self.tokens.members[self.hidden[self.tokens.token]]
+
+    @property
+    def valid(self) -> np.ndarray:
+        """bool (M, K) predicted points that count."""
+        return np.arange(self.position.shape[1]) < self.counts[:, None]
+
+
+def voxel_index(coord: np.ndarray, transforms: Sequence[Transform]) -> np.ndarray:
+    """float64 (..., 3) position on the lattice of coordinates that ``transforms`` made.
+
+    Raises:
+        ValueError: there is no NormalizeCoord among them.
+    """
+    return _undo(coord, transforms, (NormalizeCoord,), "coordinates into voxels")
+
+
+def voxel_energy(feat: np.ndarray, transforms: Sequence[Transform]) -> np.ndarray:
+    """float64, the energy in MeV of values that ``transforms`` made of energies.
+
+    Raises:
+        ValueError: there is neither LogEnergy nor RawEnergy among them.
+    """
+    return _undo(feat, transforms, (LogEnergy, RawEnergy), "features into MeV")
+
+
+def _undo(value: np.ndarray, transforms: Sequence[Transform], kinds: tuple[type, ...], what: str) -> np.ndarray:
+    last = next((t for t in reversed(transforms) if isinstance(t, kinds)), None)
+    if last is None:
+        raise ValueError(
+            f"cannot turn {what}: expected {' or '.join(k.__name__ for k in kinds)} among the transforms, found "
+            f"{', '.join(type(t).__name__ for t in transforms) or 'none'}"
+        )
+    return last.inverse(value)
