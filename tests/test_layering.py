@@ -28,11 +28,12 @@ ARROWS = {
     "checkpoint": {"checkpoint", "models", "data"},
     "evaluation": {"evaluation", "models", "ops", "data", "metrics", "display", "checkpoint"},
     "report": {"report", "methods", "models", "data", "metrics", "display", "checkpoint"},
+    "token_report": {"token_report", "methods", "models", "data", "checkpoint"},
     "running": {"running", "machine", "ops.dispatch"},
     # One command of scripts/ per file: they bring the parts together.
     "commands": {
         *("commands", "cli", "running", "methods", "report", "evaluation", "checkpoint", "models", "data", "metrics"),
-        *("display", "ops.dispatch", "machine"),
+        *("token_report", "display", "ops.dispatch", "machine"),
     },
     "cli": {"cli", "running", "ops.dispatch"},
 }

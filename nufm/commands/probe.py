@@ -1,4 +1,4 @@
-"""The command line of ``scripts/probe.py``: what can be read off frozen features with one linear layer."""
+"""The command line of ``scripts/probe.py``: what linear models can read off frozen features of points and tokens."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from nufm.checkpoint import Pretrained
 from nufm.commands.inputs import check_labels, command_parser, default_folder, main, opened, provenance
 from nufm.data.datamodule import PointDataModule
 from nufm.methods.linear_probe import EventChoice, ProbeSettings
+from nufm.methods.token_probe import COMPONENTS, MAX_TOKENS, SVM_C
+from nufm.models.tokens import Tokenizer
 from nufm.report import class_table, markdown, print_table, probe_tables
+from nufm.token_report import print_token_table, token_markdown, token_probe_tables
 
 USAGE = "python scripts/probe.py --checkpoint RUN_OR_EXPORT [--config FILE] [--KEY VALUE ...]"
 
 DESCRIPTION = """\
-Linear probe: freeze an encoder, fit one linear layer to its features, and score it on other events.
+Linear probe: freeze an encoder, fit a linear model to its features, and score it on other events.
 
   python scripts/probe.py --checkpoint runs/tiny-panda/20260101-120000
       motif and PID on the run's own events, beside the untrained encoder and the raw inputs
@@ -30,8 +33,30 @@ Linear probe: freeze an encoder, fit one linear layer to its features, and score
       the published protocol
   python scripts/probe.py --checkpoint RUN --tasks '[motif]' --compare '[]' --probe.epochs 10
       one task, this encoder alone, longer
+  python scripts/probe.py --checkpoint RUN --tasks '[token_svm,token_classes,token_pairs,token_vertex]'
+      the four token probes: what is known of whole balls of points, for any encoder
+  python scripts/probe.py --checkpoint RUN --config configs/probe/polarmae.yaml --data.root /data/pilarnet_m
+      PoLAr-MAE's published protocol
 
 Writes report.md, report.json and pictures into --out. No event is both fitted on and scored."""
+
+
+TOKEN = "token_"
+Task = Literal["motif", "pid", "token_svm", "token_classes", "token_pairs", "token_vertex"]
+
+
+@dataclass
+class TokenOptions:
+    """Which tokens the token probes are of.
+
+    Attributes:
+        balls: "own": those of the encoder, of 5 voxels if it has none; "2.5", "5", "25": of so many voxels. An encoder
+            of other tokens is asked for its features of points, averaged over each ball.
+        max_tokens: of the events to fit on and of those to score, the first so many tokens (published: 15,000).
+    """
+
+    balls: Literal["own", "2.5", "5", "25"] = "own"
+    max_tokens: int = MAX_TOKENS
 
 
 @dataclass
@@ -40,12 +65,16 @@ class ProbeOptions:
 
     Attributes:
         checkpoint: run folder, export folder, hf://owner/name, or released Panda weights (.pth).
-        tasks: motif (5 kinds of energy deposit), pid (6 particle types; files of PILArNet-M v1 have none).
+        tasks: of points: motif (5 kinds of energy deposit), pid (6 particle types; files of PILArNet-M v1 have none).
+            Of tokens: token_svm (which classes are in it: shower, track, Michel, delta; PoLAr-MAE's protocol),
+            token_classes (share of each class), token_pairs (are two tokens of one particle), token_vertex (was a
+            particle created in it).
+        tokens: which tokens the token probes are of.
         fit: events that the probe is fitted on.
         score: events that it is scored on; of the same split, those that come next.
         shuffle: seed of the order in which events are taken from a split; null = file order.
-        probe: how the probe is fitted.
-        seeds: of the probes (start and order of the points), and of the untrained encoders.
+        probe: how the probes of points are fitted; those of tokens have nothing to choose.
+        seeds: of the probes of points (start and order), and of the untrained encoders.
         compare: rows beside this encoder: "raw" (inputs without a network), "untrained" (the same encoder with fresh
             weights); [] for neither.
         storage: where the features wait: "disk" in float16 in the temporary folder (TMPDIR; 2.5 kB a point at paper
@@ -56,7 +85,8 @@ class ProbeOptions:
     """
 
     checkpoint: str
-    tasks: list[Literal["motif", "pid"]] = field(default_factory=lambda: ["motif", "pid"])
+    tasks: list[Task] = field(default_factory=lambda: ["motif", "pid"])
+    tokens: TokenOptions = field(default_factory=TokenOptions)
     fit: EventChoice = field(default_factory=lambda: EventChoice("train"))
     score: EventChoice = field(default_factory=lambda: EventChoice("test"))
     shuffle: int | None = None
@@ -91,6 +121,8 @@ def run(args: Sequence[str]) -> dict:
     write(found, out, began.config)
     for table in found["tasks"].values():
         print_table(table, Console())
+    for table in found["tokens"].values():
+        print_token_table(table, Console())
     print(f"\nTables: {out / 'report.md'}. Pictures beside it: {', '.join(sorted(p.name for p in out.glob('*.png')))}.")
     return found
 
@@ -100,6 +132,8 @@ def check(options: ProbeOptions) -> None:
         values = getattr(options, name)
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{name} is {values}, expected at least one, and none twice")
+    if options.tokens.max_tokens < 2:
+        raise ValueError(f"tokens.max_tokens is {options.tokens.max_tokens}, expected at least 2")
 
 
 def probe_checkpoint(pretrained: Pretrained, data: PointDataModule, options: ProbeOptions | Namespace) -> dict:
@@ -117,19 +151,30 @@ def probe_checkpoint(pretrained: Pretrained, data: PointDataModule, options: Pro
             f"{pretrained.source}: a {type(encoder).__name__} has no encoder whose features could be probed, expected "
             "one of a pretraining, alone or in a segmenter or detector; score it with scripts/evaluate.py"
         )
+    of_points = [task for task in options.tasks if not task.startswith(TOKEN)]
+    of_tokens = [task.removeprefix(TOKEN) for task in options.tasks if task.startswith(TOKEN)]
     for split in (options.fit.split, options.score.split):
         remedy = "use files that have it, or leave the task out: --tasks '[motif]'"
-        check_labels(data.reader(split), options.tasks, remedy)
+        check_labels(data.reader(split), [*of_points, *(["particle"] if of_tokens else [])], remedy)
     start = time.perf_counter()
-    tables = probe_tables(
-        encoder, data, options.fit, options.score, options.tasks, options.probe, options.seeds,
-        shuffle=options.shuffle, compare=options.compare, storage=options.storage,
-    )  # fmt: skip
+    chosen = {"shuffle": options.shuffle, "compare": options.compare}
+    choices = encoder, data, options.fit, options.score
+    tables = token = {}
+    if of_points:
+        tables = probe_tables(
+            *choices, of_points, options.probe, options.seeds, storage=options.storage, **chosen
+        )
+    if of_tokens:
+        balls, max_tokens = options.tokens.balls, options.tokens.max_tokens
+        tokenizer = None if balls == "own" else Tokenizer.preset(balls)
+        token = token_probe_tables(
+            *choices, of_tokens, options.seeds, tokenizer=tokenizer, max_tokens=max_tokens, **chosen
+        )
     splits = sorted({options.fit.split, options.score.split})
     simulated = any(is_simulated(data.reader(split)[0]) for split in splits)
-    for table in tables.values():
+    for table in (*tables.values(), *token.values()):
         table["simulated"] = simulated
-    return {"tasks": tables, "seconds": round(time.perf_counter() - start, 1)} | provenance(
+    return {"tasks": tables, "tokens": token, "seconds": round(time.perf_counter() - start, 1)} | provenance(
         pretrained, data, {split: data.reader(split) for split in splits}
     )
 
@@ -149,14 +194,46 @@ def write(found: dict, folder: Path, config: str) -> None:
         score_bars(table, folder / f"scores_{task}.png")
         title = f"linear probe, {task}" + (", simulated by nufm" if table["simulated"] else "")
         confusion_matrix(mean_confusion(table), table["classes"], folder / f"confusion_{task}.png", title)
-    shared = next(iter(found["tasks"].values()))
-    splits = shared["splits"]
-    parts.append(
-        f"Fitted on events of '{splits['train']}', scored on events of '{splits['test']}' of {found['data']['root']}; "
-        f"{shared['probe']['epochs']} epochs of AdamW {shared['probe']['learning_rate']}, "
-        f"{shared['probe']['batch_size']:,} points a batch. All settings: config.yaml; all numbers: report.json.\n"
-    )
+    for table in found["tokens"].values():
+        parts.append(f"## Tokens: {table['task']}\n\n{token_markdown(table)}\n")
+    if "svm" in found["tokens"]:
+        score_bars(bars(found["tokens"]["svm"]), folder / "scores_token_svm.png")
+    parts.append(settings(found))
     (folder / "report.md").write_text("\n".join(parts))
+
+
+def settings(found: dict) -> str:
+    """Where the events are from, and how the probes were fitted."""
+    points, tokens = (next(iter(found[kind].values()), None) for kind in ("tasks", "tokens"))
+    splits = (points or tokens)["splits"]
+    root = found["data"]["root"]
+    said = [f"Fitted on events of '{splits['train']}', scored on events of '{splits['test']}' of {root}."]
+    if points:
+        probe = points["probe"]
+        said.append(
+            f"Probes of points: {probe['epochs']} epochs of AdamW {probe['learning_rate']}, {probe['batch_size']:,} "
+            "points a batch."
+        )
+    if tokens:
+        made = tokens["tokenizer"]
+        said.append(
+            f"Tokens: balls of radius {made['radius']:.4g}, at most {made['max_points']} points in each; {COMPONENTS} "
+            f"principal components; SVM with C = {SVM_C}; logistic regressions on whitened components."
+        )
+    return " ".join([*said, "All settings: config.yaml; all numbers: report.json.\n"])
+
+
+def bars(table: dict) -> dict:
+    """The table of the SVMs as the bars of probes take it."""
+    names = [name for name in table["metrics"] if name != "macro_f1"]
+    scores = {
+        row: {
+            "label": found["label"],
+            "per_seed": [{"macro_f1": s["macro_f1"], "f1": [s[name] for name in names]} for s in found["per_seed"]],
+        }
+        for row, found in table["scores"].items()
+    }
+    return {"task": table["task"], "classes": names, "simulated": table["simulated"], "scores": scores}
 
 
 def mean_confusion(table: dict) -> np.ndarray:

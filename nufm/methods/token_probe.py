@@ -1,8 +1,10 @@
 """Token probes: how much of the truth can be read off frozen features of whole tokens.
 
 Protocol of PoLAr-MAE (Young et al., arXiv 2502.02558; DeepLearnPhysics/PoLAr-MAE, polarmae/models/ssl/base.py): linear
-support vector machines say which of the classes shower, track, Michel and delta are among the points of a token. Beside
-it three questions of physics, each answered by a linear model on standardised features:
+support vector machines say which of the classes shower, track, Michel and delta are among the points of a token. Their
+penalty sees the scale of the features, which is an accident of an encoder's last block: untrained features of small
+spread score far below what they hold. So the same machines are also fitted to whitened features. Beside it three
+questions of physics, each answered by a linear model on whitened features:
 
     classes   which share of a token's points is of which class
     pairs     do two tokens of an event share their dominant particle
@@ -49,7 +51,11 @@ PROBES = {
     "vertex": "a particle created inside the ball, logistic regression",
 }
 METRICS = {
-    "svm": {"macro_f1": "macro-F1", **{name: name for name in MOTIF_NAMES[:SVM_CLASSES]}},
+    "svm": {
+        "macro_f1": "macro-F1",
+        **{name: name for name in MOTIF_NAMES[:SVM_CLASSES]},
+        "macro_f1_whitened": "macro-F1, whitened",
+    },
     "classes": {"error": "mean abs. error", "macro_f1": "macro-F1", **{name: name for name in MOTIF_NAMES}},
     "pairs": {"auc": "ROC AUC", "auc_near": f"ROC AUC, closer than {NEAR:g} radii"},
     "vertex": {"average_precision": "average precision", "auc": "ROC AUC"},
@@ -117,13 +123,23 @@ def svm_probe(fit: np.ndarray, present: np.ndarray, score: np.ndarray) -> np.nda
     return svm.predict(pca.transform(score)).astype(bool)
 
 
+def whitened(fit: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Up to 128 principal components of standardised features, each of mean 0 and spread 1 over ``fit``: neither the
+    scale of the features nor their width then decides what a linear model reads off them."""
+    scale = StandardScaler().fit(fit)
+    pca = PCA(min(COMPONENTS, *fit.shape), svd_solver="full").fit(scale.transform(fit))
+    spread = np.sqrt(pca.explained_variance_)
+    kept = spread > 1e-3 * spread[0]  # the others are rounding
+    return tuple(pca.transform(scale.transform(x))[:, kept] / spread[kept] for x in (fit, score))
+
+
 def logistic_probe(
     fit: np.ndarray, target: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Classes that occur (K,), and their probabilities (S, K), from softmax regression on standardised features.
+    """Classes that occur (K,), and their probabilities (S, K), from softmax regression.
 
     Args:
-        fit: (T, C) features to fit to.
+        fit: (T, C) whitened features to fit to.
         target: int64 (T,) classes.
         score: (S, C) features of others.
         weight: (T,) of each row; None = 1.
@@ -131,9 +147,8 @@ def logistic_probe(
     occurring = np.unique(target)
     if len(occurring) < 2:
         return occurring, np.ones((len(score), len(occurring)))
-    scale = StandardScaler().fit(fit)
-    model = LogisticRegression(max_iter=500).fit(scale.transform(fit), target, weight)
-    return model.classes_, model.predict_proba(scale.transform(score))
+    model = LogisticRegression(max_iter=1000).fit(fit, target, weight)
+    return model.classes_, model.predict_proba(score)
 
 
 def share_probe(fit: np.ndarray, share: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -155,6 +170,7 @@ def pair_features(feat: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------- scores
 
 Scores = dict[str, float | None]
+Sets = tuple[np.ndarray, np.ndarray]  # features (T, C) of the tokens to fit to, and (S, C) of those to score
 
 
 @dataclass(frozen=True)
@@ -162,13 +178,13 @@ class Question:
     """One probe of one set of tokens.
 
     Attributes:
-        score: features (T, C) to fit to and (S, C) to score -> metrics; None where there is nothing to ask.
+        score: features as they are, and whitened -> metrics; None where there is nothing to ask.
         counts: what there is of each kind among the tokens to score.
         baseline: what needs no features, and its metrics.
         notes: what could not be asked, and why.
     """
 
-    score: Callable[[np.ndarray, np.ndarray], Scores] | None
+    score: Callable[[Sets, Sets], Scores] | None
     counts: dict[str, int]
     baseline: dict[str, Any] | None = None
     notes: Sequence[str] = ()
@@ -177,9 +193,12 @@ class Question:
 def _svm(known: TokenTruth, truth: TokenTruth) -> Question:
     names = MOTIF_NAMES[:SVM_CLASSES]
 
-    def score(fit: np.ndarray, feat: np.ndarray) -> Scores:
-        predicted = svm_probe(fit, known.present, feat)
+    def f1(sets: Sets) -> Scores:
+        predicted = svm_probe(sets[0], known.present, sets[1])
         return _f1(f1_score(truth.present, predicted, average=None, zero_division=np.nan), names)
+
+    def score(features: Sets, white: Sets) -> Scores:
+        return f1(features) | {"macro_f1_whitened": f1(white)["macro_f1"]}
 
     return Question(score, dict(zip(names, truth.present.sum(0).tolist(), strict=True)))
 
@@ -193,8 +212,8 @@ def _classes(known: TokenTruth, truth: TokenTruth) -> Question:
         f1 = f1_score(majority, shares.argmax(1), labels=kinds, average=None, zero_division=np.nan)
         return {"error": _number(np.abs(shares - expected).mean())} | _f1(f1, MOTIF_NAMES)
 
-    def score(fit: np.ndarray, feat: np.ndarray) -> Scores:
-        return scores(share_probe(fit, known.share, feat[rows]))
+    def score(_: Sets, white: Sets) -> Scores:
+        return scores(share_probe(white[0], known.share, white[1][rows]))
 
     counts = dict(zip(MOTIF_NAMES, np.bincount(majority, minlength=len(MOTIF_NAMES)).tolist(), strict=True))
     if not rows.any() or not known.share.any():
@@ -213,8 +232,10 @@ def _pairs(known: TokenTruth, truth: TokenTruth) -> Question:
     def scores(alike: np.ndarray) -> Scores:
         return {"auc": _auc(same, alike), "auc_near": _auc(same[near], alike[near])}
 
-    def score(fit: np.ndarray, feat: np.ndarray) -> Scores:
-        _, found = logistic_probe(pair_features(fit, fit_pairs), fit_same, pair_features(feat, pairs))
+    def score(_: Sets, white: Sets) -> Scores:
+        both = pair_features(white[0], fit_pairs), pair_features(white[1], pairs)
+        scale = StandardScaler().fit(both[0])
+        _, found = logistic_probe(scale.transform(both[0]), fit_same, scale.transform(both[1]))
         return scores(found[:, 1])
 
     if not len(pairs) or not len(fit_pairs):
@@ -231,8 +252,8 @@ def _vertex(known: TokenTruth, truth: TokenTruth) -> Question:
         why = "no ball, or every one, holds one of the creation points"
         return Question(None, counts, notes=[f"left out: {why}; are the vertices in mm from the detector centre?"])
 
-    def score(fit: np.ndarray, feat: np.ndarray) -> Scores:
-        found = logistic_probe(fit, known.vertex, feat)[1][:, 1]
+    def score(_: Sets, white: Sets) -> Scores:
+        found = logistic_probe(white[0], known.vertex, white[1])[1][:, 1]
         precision = average_precision_score(truth.vertex, found)
         return {"average_precision": _number(precision), "auc": _auc(truth.vertex, found)}
 
@@ -300,7 +321,8 @@ def token_tables(
     Returns:
         probe -> table: ``metrics`` (name -> heading), ``scores`` (row -> ``per_seed``, ``mean``, ``std``; values are
         shares of 1, None where there is nothing to score), ``baseline`` (the same of what needs no features; None),
-        how many ``tokens`` and ``events``, and ``notes``: what could not be scored, and why.
+        how many ``tokens`` and ``events``, ``counts`` of what is among those to score, and ``notes``: what could not
+        be scored, and why.
 
     Raises:
         ValueError: no labels, no tokens, or an event in both sets.
@@ -319,19 +341,27 @@ def token_tables(
         "splits": {"train": fit.split, "test": score.split, "shuffle": shuffle},
         "tokenizer": dict(tokenizer.arguments),
     }
-    tables = {}
-    for probe in probes:
-        question = QUESTIONS[probe](known, truth)
-        scores = {}
-        for name in rows if question.score is not None else ():
-            per_seed = [question.score(a, b) for a, b in zip(fitted[name], held_out[name], strict=True)]
-            scores[name] = {"label": name, "per_seed": per_seed} | _over_seeds(per_seed)
-        tables[probe] = {
+    questions = {probe: QUESTIONS[probe](known, truth) for probe in probes}
+    found: dict[str, dict[str, list[Scores]]] = {probe: {name: [] for name in rows} for probe in probes}
+    for name in rows:
+        for features in zip(fitted[name], held_out[name], strict=True):
+            white = whitened(*features)
+            for probe, question in questions.items():
+                if question.score is not None:
+                    found[probe][name].append(question.score(features, white))
+    return {
+        probe: {
             "task": PROBES[probe],
             "metrics": METRICS[probe],
             "counts": question.counts,
-            "scores": scores,
+            "scores": {
+                name: {"label": name, "per_seed": per_seed} | _over_seeds(per_seed)
+                for name, per_seed in found[probe].items()
+                if per_seed
+            },
             "baseline": question.baseline,
             "notes": list(question.notes),
-        } | shared
-    return tables
+        }
+        | shared
+        for probe, question in questions.items()
+    }
