@@ -43,6 +43,13 @@ def test_tokenizers_are_compared_by_their_settings() -> None:
     with pytest.raises(ValueError, match="tokenizer max_points: found 32 in the checkpoint, expected 16") as why:
         check_compatible(tokens, TokenEncoder(Tokenizer(max_points=16), **SMALL), (), 0.001)
     assert str(why.value).count("found") == 1
+    for radius, fits in ((5 / 665.10751, True), (0.0075176, True), (0.00752, False)):  # 0.00751758: digits, not sizes
+        encoder = TokenEncoder(Tokenizer(radius=radius), **SMALL)
+        if fits:
+            check_compatible(tokens, encoder, (), 0.001)
+        else:
+            with pytest.raises(ValueError, match="tokenizer radius"):
+                check_compatible(tokens, encoder, (), 0.001)
     with pytest.raises(ValueError, match="encoder norm: found token in the checkpoint, expected batch_global"):
         check_compatible(tokens, TokenEncoder(norm="batch_global", **SMALL), (), 0.001)
 
