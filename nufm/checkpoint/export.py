@@ -27,8 +27,9 @@ from torch import nn
 import nufm
 from nufm.checkpoint.compatible import flatten
 from nufm.checkpoint.describe import MODELS, TRANSFORMS, build, check_size, describe_model, describe_transform
-from nufm.checkpoint.files import CONFIG, MARK, WEIGHTS, find_export, hub_name
+from nufm.checkpoint.files import CONFIG, LIGHTNING, MARK, WEIGHTS, find_export, hub_name
 from nufm.checkpoint.panda import load_panda
+from nufm.checkpoint.polarmae import load_polarmae
 from nufm.checkpoint.pretrained import ENERGY_THRESHOLD, Pretrained
 from nufm.checkpoint.weights import check_finite, check_fit, check_types, sha256, tensor_shapes
 from nufm.data.tasks import TASKS, task_named
@@ -160,15 +161,16 @@ def _check_selection(selection: Mapping[str, Any], where: str) -> None:
 
 
 def from_pretrained(source: str | Path, map_location: torch.device | str = "cpu") -> Pretrained:
-    """Load an export, or released Panda weights.
+    """Load an export, or released weights of Panda, PoLAr-MAE or Point-MAE.
 
     Args:
-        source: an export folder; a run folder, of which ``export/`` is taken; released Panda weights, a ``.pth`` or
-            ``.safetensors`` file or a folder with one and perhaps ``config.json``, which come with the published
-            preprocessing and, if the model has a head, its task; or ``hf://owner/name`` (or ``owner/name`` if there
-            is no such folder), optionally with ``@revision`` or ``/file.pth``, downloaded from the Hugging Face
-            Hub: ``DeepLearnPhysics/Panda-Base``, ``…/Panda-Semantic``, ``…/Panda-Particle``,
-            ``…/Panda-Interaction`` (not tested against the Hub itself: tests run without a network).
+        source: an export folder; a run folder, of which ``export/`` is taken; released weights, which come with the
+            published preprocessing and, if the model has a head, its task: of Panda, a ``.pth`` or ``.safetensors``
+            file or a folder with one and perhaps ``config.json``, or of PoLAr-MAE and Point-MAE, a ``.ckpt`` file; or
+            ``hf://owner/name`` (or ``owner/name`` if there is no such folder), optionally with ``@revision`` or
+            ``/file.pth``, downloaded from the Hugging Face Hub: ``DeepLearnPhysics/Panda-Base``,
+            ``…/Panda-Semantic``, ``…/Panda-Particle``, ``…/Panda-Interaction`` (not tested against the Hub itself:
+            tests run without a network).
         map_location: device of the model.
 
     Raises:
@@ -177,7 +179,8 @@ def from_pretrained(source: str | Path, map_location: torch.device | str = "cpu"
     """
     place = find_export(source)
     if place.name != CONFIG:
-        loaded = load_panda(place, hub=hub_name(source))
+        lightning = place.suffix == LIGHTNING
+        loaded = load_polarmae(place) if lightning else load_panda(place, hub=hub_name(source))
         loaded.model.to(map_location)
         return loaded
     config = _read_config(place)

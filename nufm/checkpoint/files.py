@@ -9,7 +9,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-RELEASED = (".pth", ".pt", ".safetensors")  # how files of released weights end
+LIGHTNING = ".ckpt"  # how files of released PoLAr-MAE weights end
+RELEASED = (".pth", ".pt", ".safetensors", LIGHTNING)  # how files of released weights end
 HUB = "hf://"
 MARK = "nufm_version"  # in the metadata of our own files of weights
 
@@ -61,8 +62,7 @@ def _file(path: Path) -> Path:
         return path
     raise ValueError(
         f"{path}: not an export; give the export folder, the run folder, or released weights "
-        f"({', '.join('*' + s for s in RELEASED)}). A Lightning .ckpt is for resuming; python scripts/export.py "
-        "makes an export of it"
+        f"({', '.join('*' + s for s in RELEASED)})"
     )
 
 

@@ -30,7 +30,7 @@ classes, units, preprocessing) and README.md, a model card.
   python scripts/export.py --checkpoint runs/tiny-panda/TIME/checkpoints/last.ckpt --out encoder
       a run that is still going, or that was stopped
   python scripts/export.py --checkpoint panda_semantic.pth --out panda_semantic
-      released Panda weights, which this turns into safetensors
+      released Panda weights, which this turns into safetensors; PoLAr-MAE's .ckpt likewise
 
 Use it with: nufm.from_pretrained("my_model").predict("events.h5")"""
 
@@ -76,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint",
         required=True,
-        help="run folder, a .ckpt in its checkpoints/, export folder, hf://owner/name, or released Panda weights",
+        help="run folder, a .ckpt in its checkpoints/, export folder, hf://owner/name, or released weights of Panda "
+        "or PoLAr-MAE",
     )
     parser.add_argument("--out", required=True, help="folder to write; an export in it is replaced")
     parser.add_argument("--name", help="title of the model card; default: the folder's name")
@@ -100,13 +101,10 @@ def load(checkpoint: str | Path, branch: Literal["teacher", "student"] = "teache
     """
     path = Path(checkpoint).expanduser()
     if path.suffix == ".ckpt":
-        verify(path)
         run = run_folder(path.parent.parent)
         if run is None:
-            raise ValueError(
-                f"{path}: not in a run folder; expected RUN/checkpoints/{path.name} beside RUN/config.yaml, which says "
-                "what the weights are"
-            )
+            return from_pretrained(checkpoint)  # released PoLAr-MAE weights, or refused
+        verify(path)
         return from_run(run, path, branch)
     run = run_folder(path)
     if run is not None and path.name != "export" and (

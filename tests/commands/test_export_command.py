@@ -199,7 +199,7 @@ def test_what_is_refused(segmentation, tmp_path, capsys) -> None:
         assert not (tmp_path / "out").exists()
 
     refused(tmp_path / "none", "no such file or folder")
-    refused(tmp_path / "none.ckpt", "no such checkpoint")
+    refused(tmp_path / "none.ckpt", "no such file or folder")
     (tmp_path / "a file").write_text("x")
     refused(segmentation, "is a file, expected a folder", tmp_path / "a file")
     run = unfinished(segmentation, tmp_path / "run")
@@ -220,4 +220,4 @@ def test_what_is_refused(segmentation, tmp_path, capsys) -> None:
     (run / "config.yaml").write_text("model: 3")
     refused(run, r"config\.yaml: not the configuration of a run")
     shutil.copytree(run / "checkpoints", tmp_path / "alone" / "checkpoints")
-    refused(tmp_path / "alone" / "checkpoints" / "last.ckpt", "not in a run folder")
+    refused(tmp_path / "alone" / "checkpoints" / "last.ckpt", r"not released weights.*RUN/checkpoints")
