@@ -96,7 +96,8 @@ class FineTuning(LightningModule):
         self.warmup, self.schedule, self.rate_floor = warmup, schedule, rate_floor
         self.cycle_momentum = cycle_momentum
         if self.frozen_encoder:
-            encoder.requires_grad_(False)
+            # Now, not only in train(): a Trainer begins with the modes that it finds.
+            encoder.requires_grad_(False).eval()
 
     @property
     def frozen_encoder(self) -> bool:

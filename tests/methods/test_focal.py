@@ -149,6 +149,7 @@ def test_a_frozen_encoder_does_not_move_nor_do_its_batch_norms(regime):
     """The published fine-tuning freezes the weights alone: running means and variances of the tokens' norms go on."""
     found = method(regime=regime, focal_gamma=2.0)
     assert isinstance(found.network, LinearTokenSegmenter if regime == "lin" else TokenSegmenter)
+    assert found.network.encoder.training == (regime in ("full", "scratch")), "a Trainer begins with the modes it finds"
     before, after = trained(found)
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     inside = {k for k in moved if k.startswith("encoder.")}
