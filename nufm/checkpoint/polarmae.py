@@ -48,7 +48,7 @@ from nufm.models.tokens import Tokenizer
 log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=nn.Module)
 
-GRID_SIZE = 0.001  # smaller than a voxel; the models do not use it
+GRID_SIZE = 0.0015035  # a voxel, as in configs/finetune/polarmae_*.yaml; the models do not use it
 WIDTHS = {"vit_tiny": (192, 6), "vit_small": (384, 6), "vit_base": (768, 12)}  # channels, heads
 # polarmae/layers/tokenizer.py, by the radius in voxels.
 TOKENIZERS: dict[float, dict[str, Any]] = {
@@ -134,6 +134,7 @@ def load_polarmae(path: str | Path) -> Pretrained:
             "imported": f"PoLAr-MAE-format weights ({released.kind})",
             "file": released.path.name,
             "steps": released.steps,
+            "caution": "norms over the whole batch, as published: an event's result depends on its batch mates",
             "left_out": ", ".join(left_out),
         },
         source=str(path),
@@ -209,7 +210,7 @@ def _encoder(released: Released) -> TokenEncoder:
         "norm": "batch_global",
         "final_norm": final_norm,
         "padding": "as_published",
-        "position": "coordinates",
+        "reach": "all",
         "feature_blocks": list(blocks),
     }
     _check_count(released)
@@ -310,7 +311,7 @@ def _preprocessing(released: Released) -> tuple[tuple[Transform, ...], dict[str,
     e_max = float(positive(stored, "emax", 20.0, path))
     without_led = choice(stored, "remove_low_energy_scatters", False, (False, True), path)
     prepared = (NormalizeCoord(), LogEnergy(epsilon=epsilon, e_max=e_max))
-    return (WithoutLED(), *prepared) if without_led else prepared, {"energy_threshold": threshold}
+    return (*prepared, WithoutLED()) if without_led else prepared, {"energy_threshold": threshold}
 
 
 def _check_count(released: Released) -> None:

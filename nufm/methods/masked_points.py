@@ -106,6 +106,7 @@ class MaskedPoints(LightningModule):
             made["attention_dropout"],
             made["norm"],
             final_norm=True,
+            unit=encoder.unit,
         )
         self.decoder.apply(init_linear)
         self.mask_token = nn.Parameter(torch.empty(width))
@@ -129,7 +130,8 @@ class MaskedPoints(LightningModule):
         visible = self.encoder.encode(tokens.select(~masked)).feat
         x = self.mask_token.to(visible.dtype).expand(len(tokens), -1)
         x = x.index_copy(0, (~masked).nonzero()[:, 0], visible)
-        x = self.decoder(x, self.encoder.position(tokens.centre), tokens.offsets)[-1][masked]  # (M, width)
+        position = self.encoder.position(tokens.centre)
+        x = self.decoder(x, position, tokens.centre, tokens.offsets)[-1][masked]  # (M, width)
         hidden = tokens.select(masked)
         points = self.point_head(x).unflatten(1, (-1, self.columns))
         energy = None

@@ -30,10 +30,9 @@ from nufm.ops.pool import segment_reduce, take
 
 Norm = Literal["token", "batch_global"]
 Padding = Literal["left_out", "as_published"]
-Position = Literal["coordinates", "waves"]
+Reach = Literal["all", "near"]
 
 INNER = (128, 256, 512)  # channels of the mini-PointNet
-WAVES = 16  # wavelengths of each axis
 NEIGHBOURS = 5  # tokens that a point takes its features from
 
 
@@ -121,24 +120,6 @@ class MiniPointNet(nn.Module):
         return self.slot_code(torch.cat([angle.sin(), angle.cos()], dim=1)).relu()
 
 
-class Waves(nn.Module):
-    """Sines and cosines of coordinates (T, 3) -> (T, 6 n), wavelengths from 2 (the detector) to 4 radii of a token.
-
-    A network of coordinates alone learns what changes over the detector long before what changes from one token to the
-    next (Tancik et al., arXiv 2006.10739): neighbours are a hundredth of the detector apart.
-    """
-
-    def __init__(self, n: int, radius: float) -> None:
-        super().__init__()
-        shortest = min(4 * radius, 1.0)
-        wavelength = 2.0 * (shortest / 2.0) ** torch.linspace(0, 1, n, device="cpu", dtype=torch.float64)
-        self.register_buffer("rate", (2 * math.pi / wavelength).float(), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        angle = (x[:, :, None] * self.rate).flatten(1)
-        return torch.cat([angle.sin(), angle.cos()], dim=1)
-
-
 # ---------------------------------------------------------------------- tokens -> tokens
 
 
@@ -167,6 +148,28 @@ def standardised(x: Tensor, norm: Norm) -> Tensor:
     return centred / ((centred.square().mean() + 1e-13).sqrt() + 1e-13)
 
 
+def distance_bias(place: Tensor, offsets: Tensor, heads: int) -> Tensor:
+    """(H, S) what is taken off the scores of the pairs of tokens of an event: 2 · 4^-h times their distance for head h,
+    nothing for the last head.
+
+    Linear biases (ALiBi, Press et al., arXiv 2108.12409), here in space. With coordinates alone, neighbouring tokens
+    look alike until thousands of steps have taught the network to tell them apart; so each head has a reach of its own.
+
+    Args:
+        place: float (T, 3) positions in units of the distance that counts, the radius of a token.
+        offsets: int64 (B+1,) tokens of each event.
+        heads: H.
+    """
+    slopes = place.new_tensor([2.0 * 4.0**-h for h in range(heads - 1)] + [0.0])
+    counts = offsets.diff()
+    per_query = counts.repeat_interleave(counts)  # pairs of each query: the tokens of its event
+    query = torch.arange(len(place), device=place.device).repeat_interleave(per_query)
+    first = (offsets[:-1].repeat_interleave(counts) - (per_query.cumsum(0) - per_query)).repeat_interleave(per_query)
+    key = torch.arange(len(query), device=place.device) + first
+    distance = (place.index_select(0, query) - place.index_select(0, key)).square().sum(1).sqrt()
+    return -slopes[:, None] * distance
+
+
 class TokenAttention(nn.Module):
     """Attention among the tokens of an event.
 
@@ -181,9 +184,9 @@ class TokenAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, windows: Windows) -> Tensor:
+    def forward(self, x: Tensor, windows: Windows, bias: Tensor | None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # (T, H, D) each
-        out = windowed_attention(q, k, v, windows, self.scale, dropout=self.dropout if self.training else 0.0)
+        out = windowed_attention(q, k, v, windows, self.scale, bias, self.dropout if self.training else 0.0)
         return self.proj(out.flatten(1))
 
 
@@ -201,8 +204,8 @@ class TokenBlock(nn.Module):
         self.norm2 = make(channels)
         self.mlp = MLP(channels, int(mlp_ratio * channels))
 
-    def forward(self, x: Tensor, windows: Windows) -> Tensor:
-        x = x + drop_rows(self.attn(self.norm1(x), windows), self.drop_path, self.training)
+    def forward(self, x: Tensor, windows: Windows, bias: Tensor | None) -> Tensor:
+        x = x + drop_rows(self.attn(self.norm1(x), windows, bias), self.drop_path, self.training)
         return x + drop_rows(self.mlp(self.norm2(x)), self.drop_path, self.training)
 
 
@@ -217,6 +220,8 @@ class TokenTransformer(nn.Module):
             drops them in evaluation too.
         norm: ``token``: ordinary layer norm; ``batch_global``: as published.
         final_norm: a norm after the last block.
+        unit: distance at which tokens count as near, in the units of the coordinates: attention falls with the
+            distance over it, see :func:`distance_bias`. None: it does not, as published.
 
     Raises:
         ValueError: channels that are no multiple of the heads, or an unknown norm.
@@ -232,12 +237,14 @@ class TokenTransformer(nn.Module):
         attention_dropout: float = 0.05,
         norm: Norm = "token",
         final_norm: bool = False,
+        unit: float | None = None,
     ) -> None:
         super().__init__()
         if heads < 1 or channels % heads:
             raise ValueError(f"channels must be a multiple of heads, found {channels} channels and {heads} heads")
         if norm not in ("token", "batch_global"):
             raise ValueError(f"norm must be 'token' or 'batch_global', found '{norm}'")
+        self.heads, self.unit = heads, unit
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             TokenBlock(channels, heads, mlp_ratio, rate, attention_dropout, norm) for rate in rates
@@ -245,16 +252,26 @@ class TokenTransformer(nn.Module):
         make = LayerNorm if norm == "token" else GlobalNorm
         self.norm = make(channels) if final_norm else nn.Identity()
 
-    def forward(self, x: Tensor, position: Tensor, offsets: Tensor, keep: Sequence[int] = ()) -> list[Tensor]:
-        """Tokens (T, C) with the positions (T, C) of events ``offsets`` (B+1,).
+    def forward(
+        self, x: Tensor, position: Tensor, centre: Tensor, offsets: Tensor, keep: Sequence[int] = ()
+    ) -> list[Tensor]:
+        """Tokens (T, C) of events ``offsets`` (B+1,), with what is known of their positions.
+
+        Args:
+            x: (T, C).
+            position: (T, C) embedding of each token's place, added before every block.
+            centre: (T, 3) the places themselves.
+            offsets: int64 (B+1,).
+            keep: numbers of blocks.
 
         Returns:
             What leaves the blocks numbered ``keep``, and last what leaves the transformer, (T, C) each.
         """
         windows = Windows.of_boundaries(offsets)
+        bias = None if self.unit is None else distance_bias(centre / self.unit, offsets, self.heads)
         kept = []
         for i, block in enumerate(self.blocks):
-            x = block(x + position, windows)
+            x = block(x + position, windows, bias)
             if i in keep:
                 kept.append(x)
         return [*kept, self.norm(x)]
@@ -282,8 +299,8 @@ class TokenEncoder(nn.Module):
         in_channels: columns of ``batch.feat`` (x, y, z, log energy).
         channels, depth, heads, mlp_ratio, drop_path, attention_dropout, norm, final_norm: of the transformer.
         padding: see :class:`MiniPointNet`.
-        position: what the network of a token's position is given: its ``coordinates``, as published, or ``waves`` of
-            them (:class:`Waves`), with which context is learnt in hundreds of steps instead of many thousands.
+        reach: ``all``: attention knows no distance, as published; ``near``: most heads look near, see
+            :func:`distance_bias`. Small runs need it: without, they do not learn context in hundreds of steps.
         feature_blocks: blocks (from 0) whose outputs, normalised, are averaged for what a point is told.
 
     Raises:
@@ -303,7 +320,7 @@ class TokenEncoder(nn.Module):
         norm: Norm = "token",
         final_norm: bool = False,
         padding: Padding = "left_out",
-        position: Position = "coordinates",
+        reach: Reach = "all",
         feature_blocks: Sequence[int] = (3, 7, 11),
     ) -> None:
         super().__init__()
@@ -322,18 +339,16 @@ class TokenEncoder(nn.Module):
             "norm": norm,
             "final_norm": final_norm,
             "padding": padding,
-            "position": position,
+            "reach": reach,
             "feature_blocks": list(feature_blocks),
         }
         self.tokenizer, self.in_channels, self.channels, self.norm = tokenizer, in_channels, channels, norm
         self.padding, self.feature_blocks = padding, tuple(sorted(feature_blocks))
+        self.unit = tokenizer.radius if reach == "near" else None
         self.embedding = MiniPointNet(in_channels, channels, tokenizer.max_points, padding=padding)
-        waves = [Waves(WAVES, tokenizer.radius)] if position == "waves" else []
-        self.position = nn.Sequential(
-            *waves, nn.Linear(6 * WAVES if waves else 3, 128), nn.GELU(), nn.Linear(128, channels)
-        )
+        self.position = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, channels))
         self.transformer = TokenTransformer(
-            channels, depth, heads, mlp_ratio, drop_path, attention_dropout, norm, final_norm
+            channels, depth, heads, mlp_ratio, drop_path, attention_dropout, norm, final_norm, self.unit
         )
         self.transformer.apply(init_linear)
 
@@ -353,7 +368,8 @@ class TokenEncoder(nn.Module):
     def encode(self, tokens: Tokens) -> Encoded:
         """Features of tokens that see each other and no others: give the visible ones only, and only they cost."""
         x = self.embedding(tokens.points, tokens)
-        *blocks, feat = self.transformer(x, self.position(tokens.centre), tokens.offsets, self.feature_blocks)
+        position = self.position(tokens.centre)
+        *blocks, feat = self.transformer(x, position, tokens.centre, tokens.offsets, self.feature_blocks)
         return Encoded(tokens, feat, blocks)
 
     def forward(self, batch: PointBatch) -> Encoded:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
 
 from nufm.checkpoint.describe import rebuilt
-from nufm.models.token_encoder import MiniPointNet, TokenEncoder, TokenTransformer, standardised
+from nufm.models.token_encoder import MiniPointNet, TokenEncoder, TokenTransformer, distance_bias, standardised
 from nufm.models.tokens import Tokenizer
 
 SMALL = {"channels": 24, "depth": 3, "heads": 2, "feature_blocks": (0, 2)}
@@ -114,14 +114,15 @@ def test_transformer_equals_the_dense_form(norm: str, final_norm: bool) -> None:
     torch.manual_seed(3)
     net = unusual(TokenTransformer(24, 3, 2, norm=norm, final_norm=final_norm)).eval()
     x, position = torch.randn(2, 17, 24).unbind(0)
-    found = net(x, position, torch.tensor([0, 17]), keep=(0, 1, 2))
+    found = net(x, position, torch.randn(17, 3), torch.tensor([0, 17]), keep=(0, 1, 2))
     for a, b in zip(found, dense_transformer(net, x, position, norm), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_an_event_does_not_depend_on_its_batch_mates_unless_the_published_norm_is_asked_for() -> None:
+@pytest.mark.parametrize("reach", ["all", "near"])
+def test_an_event_does_not_depend_on_its_batch_mates_unless_the_published_norm_is_asked_for(reach: str) -> None:
     coords = [walk(4, 200), walk(5, 50), torch.zeros(0, 3), walk(6, 120)]
-    encoder = small()
+    encoder = small(reach=reach)
     together = encoder.point_features(batch_of(coords)).split([len(c) for c in coords])
     published = small(norm="batch_global")
     mixed = published.point_features(batch_of(coords)).split([len(c) for c in coords])
@@ -150,9 +151,9 @@ def test_attention_dropout_keeps_the_mean() -> None:
 
     x, windows = torch.randn(9, 24), Windows.of_boundaries(torch.tensor([0, 2, 2, 9]))
     with torch.no_grad():
-        plain = attention.eval()(x, windows)
+        plain = attention.eval()(x, windows, None)
         attention.train()
-        mean = torch.stack([attention(x, windows) for _ in range(1000)]).mean(0)
+        mean = torch.stack([attention(x, windows, None) for _ in range(1000)]).mean(0)
     torch.testing.assert_close(mean, plain, atol=0.1, rtol=0.1)
 
 
@@ -193,21 +194,34 @@ def test_encoding_only_visible_tokens_equals_masking_the_others_in_attention() -
     torch.testing.assert_close(found, x[visible], rtol=1e-4, atol=1e-4)
 
 
-def test_waves_tell_neighbouring_tokens_apart() -> None:
-    """sin and cos of 2π x / wavelength, from 2 to 4 radii; one token further on, the fastest has turned visibly."""
-    encoder = TokenEncoder(Tokenizer(radius=0.0075), **SMALL, position="waves")
-    waves = encoder.position[0]
-    x = torch.tensor([[0.1, -0.3, 0.7], [0.1108, -0.3, 0.7]])
-    found = waves(x)
-    assert found.shape == (2, 6 * 16)
-    wavelength = 2.0 * (0.03 / 2.0) ** (torch.arange(16) / 15)
-    torch.testing.assert_close(found[:, :16], (2 * torch.pi * x[:, :1] / wavelength).sin(), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found[:, 80:], (2 * torch.pi * x[:, 2:] / wavelength).cos(), atol=1e-4, rtol=1e-4)
-    plain = (x[1] - x[0]).norm() / x[0].norm()
-    assert float((found[1] - found[0]).norm() / found[0].norm()) > 20 * float(plain)
+def test_near_reach_takes_distance_off_the_scores() -> None:
+    """2 · 4^-h per radius for head h, nothing for the last; against all pairs written out."""
+    place = torch.randn(11, 3)
+    bias = distance_bias(place, torch.tensor([0, 4, 4, 11]), 3)
+    expected = []
+    for event in (place[:4], place[4:]):
+        distance = torch.cdist(event, event)
+        expected.append(torch.stack([-2.0 * distance, -0.5 * distance, 0 * distance]).flatten(1))
+    torch.testing.assert_close(bias, torch.cat(expected, 1), atol=1e-5, rtol=1e-5)
+    assert distance_bias(place[:0], torch.tensor([0, 0]), 3).shape == (3, 0)
 
 
-@pytest.mark.parametrize("position", ["coordinates", "waves"])
+def test_a_far_token_counts_less_where_reach_is_near() -> None:
+    """Moving energy about at the far end of an event must change what is said of its other end less."""
+    line = torch.stack([torch.arange(0.0, 400, 2), torch.zeros(200), torch.zeros(200)], 1)
+    batch = batch_of([line])
+    feat = batch.feat.clone()
+    feat[150:, 3] += 2.0
+    change = {}
+    for reach in ("all", "near"):
+        encoder = small(reach=reach)
+        for block in encoder.transformer.blocks:  # only the head that looks nearest
+            block.attn.proj.weight.data[:, 12:] = 0
+        a, b = (encoder.point_features(x)[:50] for x in (batch, batch.replace(feat=feat)))
+        change[reach] = float((a - b).abs().max())
+    assert change["near"] < 1e-3 * change["all"]
+
+
 def test_every_parameter_gets_a_gradient(position: str) -> None:
     encoder = small(position=position).train()
     encoder.point_features(batch_of([walk(10, 200)])).square().sum().backward()
