@@ -220,7 +220,9 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     keep_freed_memory()
     machine = Machine.measure(device, torch.float32)
-    sizes = {"tiny": 8} if args.quick else {"paper": args.events, "tiny": 8}
+    sizes = {name: n for name, n in {"paper": args.events, "tiny": 8}.items() if name in SIZES}
+    if args.quick:
+        sizes.pop("paper")
     rows = [compare(size, n, device, 5.0 if args.quick else args.budget) for size, n in sizes.items()]
     report = {
         **provenance(), "data": "simulated by nufm", "seed": SEED, "machine": machine.as_dict(), "rows": rows,

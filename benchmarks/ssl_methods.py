@@ -227,10 +227,10 @@ def markdown(report: dict) -> str:
             name, size, seen,
             f"**{100 * row['macro_f1_mean']:.1f} ± {100 * row['macro_f1_std']:.1f}**",
             *(_percent(f1) for f1 in row["f1_mean"]),
-            f"**{_percent(svm['scores'][name]['mean']['macro_f1'])}**",
+            f"**{_percent(_mean(svm, name, 'macro_f1'))}**",
             f"{published:.1f}" if published else "",
-            _percent(tokens["pairs"]["scores"][name]["mean"]["auc"]),
-            _percent(tokens["vertex"]["scores"][name]["mean"]["average_precision"]),
+            _percent(_mean(tokens["pairs"], name, "auc")),
+            _percent(_mean(tokens["vertex"], name, "average_precision")),
         ])  # fmt: skip
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     minutes = [made["processor_minutes"] for made in about.values()]
@@ -241,6 +241,11 @@ def markdown(report: dict) -> str:
         f"probe seeds {', '.join(map(str, voxels['probe']['seeds']))}; {svm['tokens']['test']:,} tokens scored. "
         "Simulated by nufm, low-energy deposits kept (the SVM leaves them out). Published: paper size, PILArNet-M.\n"
     )
+
+
+def _mean(table: dict, row: str, metric: str) -> float | None:
+    """None where the events do not have what it takes, vertices for example."""
+    return table["scores"][row]["mean"][metric] if row in table["scores"] else None
 
 
 def _percent(value: float | None) -> str:

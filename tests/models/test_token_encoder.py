@@ -222,8 +222,9 @@ def test_a_far_token_counts_less_where_reach_is_near() -> None:
     assert change["near"] < 1e-3 * change["all"]
 
 
-def test_every_parameter_gets_a_gradient(position: str) -> None:
-    encoder = small(position=position).train()
+@pytest.mark.parametrize("reach", ["all", "near"])
+def test_every_parameter_gets_a_gradient(reach: str) -> None:
+    encoder = small(reach=reach).train()
     encoder.point_features(batch_of([walk(10, 200)])).square().sum().backward()
     without = [n for n, p in encoder.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
     # The bias of keys shifts all scores of a query alike; it is part of qkv.bias, which has a gradient.
@@ -232,8 +233,9 @@ def test_every_parameter_gets_a_gradient(position: str) -> None:
 
 @pytest.mark.parametrize("coords", [[torch.zeros(0, 3)], [torch.ones(1, 3)], [torch.zeros(0, 3), walk(11, 30)]])
 @pytest.mark.parametrize("training", [False, True])
-def test_empty_events_and_lone_points(coords: list[Tensor], training: bool) -> None:
-    encoder = small(attention_dropout=0.1).train(training)
+@pytest.mark.parametrize("reach", ["all", "near"])
+def test_empty_events_and_lone_points(coords: list[Tensor], training: bool, reach: str) -> None:
+    encoder = small(attention_dropout=0.1, reach=reach).train(training)
     found = encoder.point_features(batch_of(coords))
     assert found.shape == (sum(map(len, coords)), 24)
     assert bool(found.isfinite().all())
