@@ -7,12 +7,17 @@ file. What differs from the published forward pass:
 - No weight of attention is dropped in evaluation (the published pretraining code drops 5 % there too).
 - Any number of tokens of an event, where the published code holds 512, until a batch needs more: then the limit rises
   to what that batch needs, once.
+- Equal scores of centrality go by the order of the file; the published sort leaves their order open, and with it which
+  points become centres.
 - Distances are compared in double precision. Where points of the lattice lie exactly on the surface of a ball, or are
   equally far in farthest-point sampling or for the fifth nearest token, single precision decides in the published code,
   on a GPU otherwise than on a CPU; here it may fall otherwise again.
 - A point of an event of fewer than five tokens takes those there are; the published code fills up with the first token
   as if it were at no distance.
 - Balls of 25 voxels begin to choose their seeds at the first point, where the published code takes a random one.
+
+Fine-tuning from them with configs/finetune/polarmae_*.yaml needs five settings of the encoder changed to theirs: norm
+and padding, and the tokenizer's neighbour_cap, ball_cap and order.
 
 tests/checkpoint/test_polarmae_weights.py holds the rest equal to a second derivation of the published forward pass. The
 released files themselves were not at hand when this was written: it follows the public loader and classes.

@@ -225,7 +225,7 @@ def test_a_file_with_parts_missing(tmp_path) -> None:
 def test_preprocessing_and_provenance(tmp_path) -> None:
     content = reference.checkpoint("segmenter", **TINY)
     loaded = load_polarmae(written(tmp_path, content))
-    assert loaded.transforms == (WithoutLED(), NormalizeCoord(384.0, 665.10751), LogEnergy(0.13, 20.0))
+    assert loaded.transforms == (NormalizeCoord(384.0, 665.10751), LogEnergy(0.13, 20.0), WithoutLED())
     assert loaded.energy_threshold == 0.13 and loaded.classes == {"motif": ["shower", "track", "Michel", "delta"]}
     assert loaded.extra["steps"] == 500_000 and loaded.extra["file"] == "weights.ckpt"
     assert "loss_func.weight" in loaded.extra["left_out"] and "optimizer_states" in loaded.extra["left_out"]
@@ -285,6 +285,7 @@ def test_exports_of_imports(kind, event, batch, tmp_path) -> None:
     card = model_card(again, "PoLAr-MAE")
     assert "WithoutLED()" in card and "LogEnergy(epsilon=0.13" in card and "batch_global" in card
     assert f"PoLAr-MAE-format weights ({kind})" in card and "Weights: not stated" in card
+    assert "an event's result depends on its batch mates" in card
 
 
 def test_other_architectures(tmp_path) -> None:
