@@ -1,6 +1,11 @@
-"""The table and pictures in the README, taken from a finished default run.
+"""The table and pictures in the README, taken from a finished small run.
 
-    python scripts/pretrain.py && python benchmarks/tiny_panda.py runs/tiny-panda/<time>
+    python scripts/pretrain.py
+    python benchmarks/tiny_run.py runs/tiny-panda/<time>
+    python scripts/pretrain.py --config configs/tiny/polarmae.yaml
+    python benchmarks/tiny_run.py runs/tiny-polarmae/<time>
+
+The results are named after the configuration: tiny_panda, tiny_polarmae.
 """
 
 from __future__ import annotations
@@ -18,8 +23,11 @@ from record import RESULTS
 from nufm.checkpoint import from_pretrained
 from nufm.report import markdown
 
+PICTURES = ("features.png", "event.png", "training.png", "reconstruction.png", "tokens.png")
+
 
 def main(run: Path) -> None:
+    name = run.resolve().parent.name.replace("-", "_")
     report, git, machine = (json.loads((run / f"{n}.json").read_text()) for n in ("report", "git", "environment"))
     with open(run / "metrics.csv") as file:
         rows = [row for row in csv.DictReader(file) if row.get("events_per_s")]
@@ -41,10 +49,11 @@ def main(run: Path) -> None:
         **report,
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "tiny_panda.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "tiny_panda.md").write_text(markdown(report))
-    for picture in ("features.png", "event.png", "training.png"):
-        shutil.copy(run / "pictures" / picture, RESULTS / f"tiny_panda_{picture}")
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text(markdown(report))
+    for picture in PICTURES:  # those that the method has
+        if (run / "pictures" / picture).is_file():
+            shutil.copy(run / "pictures" / picture, RESULTS / f"{name}_{picture}")
 
 
 if __name__ == "__main__":
