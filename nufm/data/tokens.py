@@ -101,15 +101,21 @@ class EventReconstruction:
     infilled: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        name, t = self.tokens.event.name, len(self.tokens)
+        if self.hidden.shape != (t,):
+            raise ValueError(f"{name}: 'hidden' has shape {self.hidden.shape}, expected {(t,)}")
         m, k = int(self.hidden.sum()), self.position.shape[1]
-        slots = int(self.tokens.counts[self.hidden].sum())
-        shapes = {"hidden": (len(self.tokens),), "position": (m, k, 3), "energy": (m, k), "infilled": (slots,)}
-        for name, shape in shapes.items():
-            value = getattr(self, name)
-            if value is not None and value.shape != shape:
-                raise ValueError(f"{self.tokens.event.name}: '{name}' has shape {value.shape}, expected {shape}")
-        if m and k < self.tokens.counts[self.hidden].max():
-            raise ValueError(f"{self.tokens.event.name}: a token has more points than the {k} that are predicted")
+        shapes = {"position": (m, k, 3), "energy": (m, k), "infilled": (int(self.counts.sum()),)}
+        for field, shape in shapes.items():
+            value = getattr(self, field)
+            if value is None:
+                continue
+            if value.shape != shape:
+                raise ValueError(f"{name}: '{field}' has shape {value.shape}, expected {shape}")
+            if not np.isfinite(value).all():
+                raise ValueError(f"{name}: '{field}' is not finite; has the training diverged?")
+        if m and k < self.counts.max():
+            raise ValueError(f"{name}: a token has more points than the {k} that are predicted")
 
     @property
     def counts(self) -> np.ndarray:

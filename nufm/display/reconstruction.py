@@ -138,7 +138,7 @@ def log_correlation(true: np.ndarray, predicted: np.ndarray, floor: float = 1e-3
     """Correlation of the logarithms of energies in MeV, those below ``floor`` taken as that; NaN where one of them does
     not vary."""
     a, b = (np.log(np.maximum(e, floor)) for e in (true, predicted))
-    if len(a) < 2 or a.std() == 0 or b.std() == 0:
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])
 

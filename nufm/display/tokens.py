@@ -136,9 +136,11 @@ def busiest(position: np.ndarray, centre: np.ndarray, half: np.ndarray) -> tuple
         centre: (T, 3); without any the points themselves.
         half: (3,) half the edges of the box.
     """
+    from sklearn.neighbors import KDTree  # imported here: slow to import
+
     middles = centre if len(centre) else position
-    counts = [int(_inside(position, middle - half, middle + half).sum()) for middle in middles]
-    middle = middles[int(np.argmax(counts))]
+    tree = KDTree(position / half, metric="chebyshev")
+    middle = middles[int(np.argmax(tree.query_radius(middles / half, 1.0, count_only=True)))]
     return middle - half, middle + half
 
 

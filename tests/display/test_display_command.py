@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from made_tokens import tokens_of
 
 from nufm.display.command import display
 
@@ -54,6 +56,39 @@ def test_with_a_checkpoint(genuine_file, tmp_path, capsys) -> None:
     assert printed == [f"pilarnet_m_event_0{end}" for end in (".png", "_features.png", ".html")]
     page = (tmp_path / "pilarnet_m_event_0.html").read_text(encoding="utf-8")
     assert "pretrained features" in page and "untrained features" in page
+
+
+def test_tokens(genuine_file, tmp_path, capsys) -> None:
+    asked = []
+
+    def tokenize(event, size, encoder):
+        asked.append((size, type(encoder).__name__))
+        return tokens_of(event, event.voxel[::40], radius=5.0)
+
+    assert display(never, tokenize, [str(genuine_file), "--tokens", "5", "--out", str(tmp_path)]) == 0
+    printed = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert printed == [f"pilarnet_m_event_0{end}" for end in (".png", "_tokens.png", ".html")]
+    page = (tmp_path / "pilarnet_m_event_0.html").read_text(encoding="utf-8")
+    assert '"label":"tokens"' in page and re.search(r"token 3 of \d+ points", page)
+    # without a size: those of the checkpoint
+    empty = [str(genuine_file), "--energy-threshold", "1e9", "--tokens", "--checkpoint", "RUN", "--out", str(tmp_path)]
+    assert display(lambda source: Features(), tokenize, empty) == 0
+    assert asked == [("5", "NoneType"), (None, "Features")]
+
+
+def no_tokens(*asked: object) -> None:
+    raise ValueError("RUN: a PointTransformerV3 has no tokens of its own")
+
+
+def test_tokens_that_cannot_be_had(genuine_file, tmp_path, capsys) -> None:
+    """Nothing is drawn then."""
+    for arguments, message in (
+        (["--tokens"], "--tokens without a size draws those of a checkpoint: add --checkpoint"),
+        (["--tokens", "own", "--checkpoint", "RUN"], "a PointTransformerV3 has no tokens of its own"),
+    ):
+        given = [str(genuine_file), *arguments, "--out", str(tmp_path)]
+        assert display(lambda source: Features(), no_tokens, given) == 2
+        assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_energy_threshold(genuine_file, tmp_path, capsys) -> None:
