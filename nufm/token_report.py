@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nufm.data.event import PointBatch
 
 ROWS = {
-    "raw": "raw inputs (energy, neighbour counts: mean, spread; number of points)",
+    "raw": "raw inputs (energy, neighbour counts)",
     "untrained": "same encoder, untrained",
     "pretrained": "same encoder, pretrained",
 }

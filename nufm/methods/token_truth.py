@@ -65,7 +65,7 @@ def token_classes(motif: Tensor, tokens: Tokens) -> tuple[np.ndarray, np.ndarray
     label = motif[tokens.members]
     known = label >= 0
     cell = tokens.segments.index[known] * len(MOTIF_NAMES) + label[known]
-    count = torch.bincount(cell, minlength=len(tokens) * len(MOTIF_NAMES)).view(len(tokens), -1).double()
+    count = torch.bincount(cell, minlength=len(tokens) * len(MOTIF_NAMES)).view(len(tokens), len(MOTIF_NAMES)).double()
     share = count / count.sum(1, keepdim=True).clamp(min=1)
     return (count[:, :SVM_CLASSES] > 0).cpu().numpy(), share.cpu().numpy()
 
