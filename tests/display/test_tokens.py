@@ -27,10 +27,14 @@ from nufm.display.tokens import (
 )
 
 
-def pixels(path, colour: str) -> int:
-    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
-    picture = np.rint(matplotlib.image.imread(path)[..., :3] * 255)
-    return int((np.abs(picture - rgb).max(-1) <= 2).sum())
+def picture_of(path) -> np.ndarray:
+    """uint8 (height, width, 3)."""
+    return (matplotlib.image.imread(path)[..., :3] * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+
+
+def pixels(picture: np.ndarray, colour: str) -> int:
+    rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return int((picture == np.array(rgb, dtype=np.uint8)).all(-1).sum())
 
 
 def three_tokens():
@@ -113,17 +117,16 @@ def test_busiest_box_against_brute_force(genuine) -> None:
 
 def test_picture(tmp_path) -> None:
     tokens = three_tokens()
-    path = draw_tokens(tokens, tmp_path / "new" / "tokens.png")
-    height, width = matplotlib.image.imread(path).shape[:2]
-    assert width > 2000 and height > 1500
+    picture = picture_of(draw_tokens(tokens, tmp_path / "new" / "tokens.png"))
+    assert picture.shape[0] > 1500 and picture.shape[1] > 2000
     for colour in token_colours(tokens):
-        assert pixels(path, COLOURS[colour]) > 1000
-    grey = [pixels(path, colour) for colour in (MISSED, NOT_KEPT)]
+        assert pixels(picture, COLOURS[colour]) > 1000
+    grey = [pixels(picture, colour) for colour in (MISSED, NOT_KEPT)]
     assert matplotlib.pyplot.get_fignums() == []
     whole = tokens_of(track(), track().voxel, radius=5.0)  # every point is a centre: nothing is grey
-    path = draw_tokens(whole, tmp_path / "whole.png")
+    picture = picture_of(draw_tokens(whole, tmp_path / "whole.png"))
     for colour, before in zip((MISSED, NOT_KEPT), grey, strict=True):
-        assert pixels(path, colour) < before - 1000  # what is left are edges of letters
+        assert pixels(picture, colour) < before - 1000  # what is left are edges of letters
 
 
 def test_empty_single_and_without_tokens(empty, single, tmp_path) -> None:
