@@ -153,6 +153,37 @@ def test_one_split_for_both(a_run, tmp_path):
     assert table["splits"] == {"train": "train", "test": "train", "shuffle": 2}
 
 
+TOKENS = ["--tasks", "[token_svm,token_classes,token_pairs,token_vertex]", "--tokens.balls", "5", "--threads", "1"]
+
+
+def test_tokens(a_run, tmp_path):
+    """Events of one track and no vertices: what can be asked is in the tables, what cannot is said."""
+    args = ["--checkpoint", str(a_run), "--fit.events", "6", "--seeds", "[0,1]", "--out", str(tmp_path), *TOKENS]
+    found = run(args)
+    assert json.loads((tmp_path / "report.json").read_text()) == found
+    assert found["tasks"] == {} and list(found["tokens"]) == ["svm", "classes", "pairs", "vertex"]
+    text = (tmp_path / "report.md").read_text()
+    for probe, table in found["tokens"].items():
+        assert f"## Tokens: {table['task']}" in text and table["events"] == {"train": 6, "test": 4}
+        assert f"Fitted on {table['tokens']['train']:,} tokens of 6 events" in text
+        rows = {"raw": 1, "untrained": 2, "pretrained": 1} if probe in ("svm", "classes") else {}
+        assert {row: len(of_row["per_seed"]) for row, of_row in table["scores"].items()} == rows
+        for row, of_row in table["scores"].items():
+            first = next(iter(table["metrics"]))
+            mean, deviation = of_row["mean"][first], of_row["std"][first]
+            shown = f"{100 * mean:.1f}" + (f" ± {100 * deviation:.1f}" if deviation is not None else "")
+            assert f"| {of_row['label']} | {shown} |" in text and (deviation is None) is (row != "untrained")
+    svm = found["tokens"]["svm"]["scores"]["pretrained"]["mean"]
+    assert svm["shower"] is None and svm["macro_f1"] == svm["track"], "there are only tracks"
+    assert "No event has tokens of two particles" in text
+    assert "the files do not say where particles were created" in text
+    assert imread(tmp_path / "scores_token_svm.png")[..., :3].std() > 0.01
+
+
+def test_too_few_tokens(capsys, a_run):
+    assert "tokens.max_tokens is 1" in refused(capsys, "--checkpoint", str(a_run), *TOKENS, "--tokens.max_tokens", "1")
+
+
 def test_an_encoder_that_shows_the_class_wins(tmp_path, monkeypatch, a_run):
     """Features that hold the class give 100 %, features of noise do not: the table is of the features."""
 
