@@ -109,12 +109,14 @@ class Pretrained:
         Args:
             source: HDF5 file, folder or glob in the PILArNet-M layout, read with the export's own selection; or a
                 list of events, taken as they are.
-            batch_size: events at a time. What is predicted for an event does not depend on it.
+            batch_size: events at a time. What is predicted for an event does not depend on it: weights whose norms go
+                over the whole batch (released PoLAr-MAE) get one event at a time.
             progress: show a bar on the terminal while there is more than one batch.
 
         Returns:
             One per event, in order. Rows are those of the event as it was read (after the energy cut); a voxel that
-            the transforms dropped has the prediction of the nearest one kept.
+            the transforms dropped has the prediction of the nearest one kept, and label -1 with confidence 0 where they
+            dropped the whole event.
 
         Raises:
             ValueError: the export has no task (an encoder alone), or the events are not what they should be.
@@ -131,6 +133,8 @@ class Pretrained:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         if isinstance(source, (str, Path)):
             source = PILArNetReader(source, energy_threshold=self.energy_threshold, min_points=0)
+        if getattr(self.encoder, "sees_batch_mates", False):
+            batch_size = 1
         starts = range(0, len(source), batch_size)
         return self._predict_batches(source, starts, batch_size, progress and len(starts) > 1)
 
@@ -153,8 +157,11 @@ class Pretrained:
         predictions, begin = [], 0
         for event, rows in zip(events, kept, strict=True):
             own = {k: None if v is None else v[begin : begin + len(rows)] for k, v in arrays.items()}
-            nearest = _nearest_kept(event, rows)
-            own = {k: None if v is None else v[nearest] for k, v in own.items()}
+            if len(rows) or not len(event):
+                nearest = _nearest_kept(event, rows)
+                own = {k: None if v is None else v[nearest] for k, v in own.items()}
+            else:
+                own = {k: None if v is None else _unknown(k, v, len(event)) for k, v in own.items()}
             begin += len(rows)
             predictions.append(EventPrediction(event.name, self.class_names, event.voxel, event.energy, **own))
         return predictions
@@ -220,6 +227,12 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def _unknown(name: str, values: np.ndarray, n: int) -> np.ndarray:
+    """What is said of ``n`` voxels of which nothing was kept: no class, no confidence, no instance, no momentum."""
+    nothing = {"label": -1, "instance": -1, "momentum": np.nan}.get(name, 0)
+    return np.full((n, *values.shape[1:]), nothing, dtype=values.dtype)
 
 
 def _nearest_kept(event: Event, kept: np.ndarray) -> np.ndarray:

@@ -156,6 +156,8 @@ def next_steps(encoder: nn.Module, run: Path, events: Path) -> list[tuple[str, s
     steps = [
         (f"python scripts/display.py {events} --event 1 --checkpoint {run}", "draw an event as this encoder sees it")
     ]
+    if hasattr(encoder, "tokenizer"):
+        steps[0] = (f"{steps[0][0]} --tokens", "draw an event as this encoder sees it, and its tokens")
     if segmentation is not None:
         command = f"python scripts/finetune.py --config {segmentation} --pretrained {run}"
         steps.append((command, "segmentation, learnt from labels with this encoder"))

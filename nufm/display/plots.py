@@ -18,7 +18,7 @@ LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # Panels of the training picture: title, words in the column names, whether the values are fractions of 1.
 CURVES: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("loss", ("loss", "mask", "roll", "local"), False),
-    ("Chamfer distance", ("chamfer",), False),
+    ("Chamfer distance", ("chamfer", "chamfer_constant"), False),
     ("energy infilling (mean squared error)", ("energy",), False),
     ("teacher entropy (nat)", ("teacher_entropy",), False),
     ("KL(teacher || student) (nat)", ("kl",), False),

@@ -155,8 +155,11 @@ class MaskedPoints(LightningModule):
         parts = self.losses(found)
         weights = {"chamfer": self.hparams.chamfer_weight, "energy": self.hparams.energy_weight}
         total = sum((weights[name] * part for name, part in parts.items()), start=found.points.sum() * 0.0)
-        tokens = found.tokens
+        tokens, hidden = found.tokens, found.hidden
+        # One prediction for all: a model that does no better has learnt the mean shape and nothing of the surroundings.
+        same = found.points.detach().float().mean(0).expand_as(found.points)
         shown = {
+            "train/chamfer_constant": chamfer(same, hidden.points[:, : self.columns], hidden.starts),
             **{f"train/{name}": part.detach() for name, part in parts.items()},
             "train/tokens_per_event": len(tokens) / batch.n_events,
             "train/points_per_token": len(tokens.members) / max(1, len(tokens)),

@@ -352,6 +352,11 @@ class TokenEncoder(nn.Module):
         )
         self.transformer.apply(init_linear)
 
+    @property
+    def sees_batch_mates(self) -> bool:
+        """Whether an event's features depend on the other events of its batch, as published."""
+        return self.norm == "batch_global"
+
     def tokens(self, batch: PointBatch) -> Tokens:
         """The tokens of a batch.
 

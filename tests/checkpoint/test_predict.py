@@ -13,13 +13,23 @@ import torch
 from encoders import GENUINE
 
 import nufm
-from nufm.checkpoint import from_pretrained, load_predictions, save_predictions, save_pretrained, untrained_twin
+from nufm.checkpoint import (
+    Pretrained,
+    from_pretrained,
+    load_predictions,
+    save_predictions,
+    save_pretrained,
+    untrained_twin,
+)
 from nufm.data.event import MOTIF_NAMES, PID_NAMES, Event, PointBatch
 from nufm.data.pilarnet import PILArNetReader
-from nufm.data.transforms import GridSample, LogEnergy, NormalizeCoord, event_transforms
+from nufm.data.transforms import GridSample, LogEnergy, NormalizeCoord, WithoutLED, event_transforms
 from nufm.models.detector import Detector
 from nufm.models.ptv3 import PointTransformerV3
 from nufm.models.segmenter import Decoder, Segmenter
+from nufm.models.token_encoder import TokenEncoder
+from nufm.models.token_segmenter import TokenSegmenter
+from nufm.models.tokens import Tokenizer
 from nufm.models.uresnet import UResNet
 
 KINDS = ("segmenter", "probe", "uresnet", "particle", "interaction")
@@ -365,3 +375,35 @@ def test_bad_files_of_predictions(tmp_path, genuine) -> None:
         load_predictions(path)
     with pytest.raises(FileNotFoundError):
         load_predictions(tmp_path / "none.h5")
+
+
+def test_an_event_of_which_nothing_is_kept_is_unknown_and_stands_in_its_place():
+    """A transform may drop a whole event, as WithoutLED one of low-energy deposits alone."""
+    encoder = TokenEncoder(Tokenizer(), channels=16, depth=1, heads=2, feature_blocks=(0,))
+    transforms = (NormalizeCoord(), LogEnergy(0.13), WithoutLED())
+    model = Pretrained(TokenSegmenter(encoder, n_classes=4), transforms, 0.0015035, task="motif4")
+    voxel = np.arange(30, dtype=np.int32).reshape(10, 3)
+    energy = np.ones(10, np.float32)
+    events = [Event(voxel, energy, motif=np.full(10, motif)) for motif in (1, 4, 0)]
+    found = model.predict(events, progress=False)
+    assert [len(f.label) for f in found] == [10, 10, 10]
+    assert set(found[1].label) == {-1} and set(found[1].confidence) == {0.0}
+    for i in (0, 2):
+        assert (found[i].label >= 0).all() and (found[i].confidence > 0).all()
+
+
+def test_weights_that_see_batch_mates_get_one_event_at_a_time():
+    """Else what is predicted for an event would depend on ``batch_size``."""
+    rng = np.random.default_rng(0)
+    events = [
+        Event(rng.integers(0, 60, (n, 3)).astype(np.int32), rng.exponential(1, n).astype(np.float32), name=str(n))
+        for n in (80, 200, 40)
+    ]
+    torch.manual_seed(0)
+    encoder = TokenEncoder(Tokenizer(), channels=16, depth=2, heads=2, feature_blocks=(1,), norm="batch_global")
+    transforms = (NormalizeCoord(), LogEnergy(0.13))
+    model = Pretrained(TokenSegmenter(encoder, n_classes=4), transforms, 0.0015035, task="motif4")
+    together = model.predict(events, batch_size=8, progress=False)
+    alone = model.predict(events, batch_size=1, progress=False)
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(a.probability, b.probability)
