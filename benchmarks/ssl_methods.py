@@ -12,7 +12,7 @@ core.
 Scored on other events, with frozen encoders: a linear layer for the 5 motif classes of every voxel, as
 ``scripts/probe.py`` fits it; and PoLAr-MAE's protocol, support vector machines for the 4 classes on tokens of 5 voxels
 (arXiv 2502.02558), where a token of an encoder of points is the mean over its points. Runs that are finished are not
-repeated; runs that were made with other settings are refused.
+repeated, a run that was stopped begins anew; runs that were made with other settings are refused.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -103,10 +104,12 @@ def one_run(name: str, folder: Path, seconds: float, seed: int) -> None:
     """Time a few steps, then train for as many as ``seconds`` of processor time allow; ``training.json`` beside it."""
     run = folder / "run"
     if not (folder / "steps.json").is_file():
+        shutil.rmtree(folder / "timing", ignore_errors=True)
         clock = train(name, folder / "timing", WARMUP + TIMED, seed)
         steps = max(1, round(seconds / clock.seconds_per_step))
         write_atomic(folder / "steps.json", json.dumps({"steps": steps, "timed": clock.seconds_per_step}) + "\n")
     steps = json.loads((folder / "steps.json").read_text())["steps"]
+    shutil.rmtree(run, ignore_errors=True)  # of a run that was stopped: its processor time is not known
     began = time.process_time()
     clock = train(name, run, steps, seed)
     about = {
@@ -171,7 +174,8 @@ def measure(folders: dict[str, Path], seeds: list[int]) -> dict[str, dict]:
     fit, score = EventChoice("train", FIT), EventChoice("test", SCORE)
     settings = ProbeSettings(epochs=10, batch_size=4096, learning_rate=0.01)
     rows: dict[str, dict] = {}
-    tokenizer = Tokenizer.preset("5")
+    own = (getattr(model.encoder, "tokenizer", None) for model in models.values())
+    tokenizer = next((t for t in own if t is not None), Tokenizer.preset("5"))  # so that token encoders keep theirs
     features: dict[str, list] = {"raw inputs": [raw_token_features]}
     for name, model in models.items():
         untrained = METHODS[name].untrained

@@ -18,6 +18,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+import yaml
 from record import RESULTS
 
 from nufm.checkpoint import from_pretrained
@@ -40,8 +41,8 @@ def main(run: Path) -> None:
         "threads": machine["torch_threads"],
         "python": machine["python"],
         "packages": machine["packages"],
-        "data": "simulated by nufm",
-        "seed": 0,
+        "data": "simulated by nufm" if report["simulated"] else "PILArNet-M",
+        "seed": yaml.safe_load((run / "config.yaml").read_text())["seed_everything"],
         "steps": export.extra["steps"],
         "encoder_parameters": sum(p.numel() for p in export.encoder.parameters()),
         "training_events_per_s_median": statistics.median(float(row["events_per_s"]) for row in rows),

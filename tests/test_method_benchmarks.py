@@ -42,7 +42,7 @@ def test_the_full_length_form_computes_the_same() -> None:
 
 def test_masked_step_in_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     small = {"channels": 24, "depth": 1, "heads": 2, "feature_blocks": (0,), "attention_dropout": 0.0}
-    monkeypatch.setattr(masked_step, "SIZES", {"paper": small})
+    monkeypatch.setattr(masked_step, "SIZES", {"paper": small, "small": small})
     monkeypatch.setattr(masked_step.Machine, "measure", classmethod(lambda cls, *_: cls("CPU", "float32", 1e9, 1e9)))
     monkeypatch.setattr(sys, "argv", ["masked_step.py", "--events", "1", "--budget", "0.1", "--out", str(tmp_path)])
     masked_step.main()

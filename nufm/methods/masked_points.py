@@ -47,6 +47,7 @@ class Reconstruction(NamedTuple):
         points: float (M, K, C) predicted points: position from the token's centre over its radius, then features; the
             first ``hidden.counts[i]`` of token i count.
         energy: float (P, C-3) features predicted at the true points, slot by slot; None without energy infilling.
+        visible: float (V, width) what the encoder says of the visible tokens.
     """
 
     tokens: Tokens
@@ -54,6 +55,7 @@ class Reconstruction(NamedTuple):
     hidden: Tokens
     points: Tensor
     energy: Tensor | None
+    visible: Tensor
 
 
 class MaskedPoints(LightningModule):
@@ -65,7 +67,6 @@ class MaskedPoints(LightningModule):
         mask_ratio: share of an event's tokens that are hidden, rounded down.
         decoder_depth: blocks of the decoder, which is as wide as the encoder and shares its positions.
         targets: what the Chamfer distance sees: ``all`` columns (energy is a fourth coordinate), or ``position``.
-        chamfer_weight, energy_weight: of the two losses.
         learning_rate: peak. The published one is 1e-4 for batches of 128 events (rule: times √(batch/128)).
         warmup: share of the steps over which the rate rises.
         rate_floor: where the rate begins and ends, over the peak.
@@ -83,8 +84,6 @@ class MaskedPoints(LightningModule):
         mask_ratio: float = 0.6,
         decoder_depth: int = 4,
         targets: Literal["all", "position"] = "all",
-        chamfer_weight: float = 1.0,
-        energy_weight: float = 1.0,
         learning_rate: float = 1e-4,
         warmup: float = 0.025,
         rate_floor: float = 0.086,
@@ -124,13 +123,19 @@ class MaskedPoints(LightningModule):
     # ------------------------------------------------------------------ one step
 
     def reconstruct(self, batch: PointBatch) -> Reconstruction:
-        """Hide tokens, drawn from each event's own seed, and predict what is in them."""
+        """Hide tokens, drawn from each event's own seed, and predict what is in them.
+
+        Raises:
+            ValueError: a batch without seeds.
+        """
+        if batch.seeds is None:
+            raise ValueError(f"{batch.names[:1]} …: the batch has no seeds, from which masks are drawn; set seeds (B,)")
         tokens = self.encoder.tokens(batch)
         masked = mask_tokens(tokens, batch.seeds, self.hparams.mask_ratio)
         visible = self.encoder.encode(tokens.select(~masked)).feat
         x = self.mask_token.to(visible.dtype).expand(len(tokens), -1)
         x = x.index_copy(0, (~masked).nonzero()[:, 0], visible)
-        position = self.encoder.position(tokens.centre)
+        position = self.encoder.positions(tokens)
         x = self.decoder(x, position, tokens.centre, tokens.offsets)[-1][masked]  # (M, width)
         hidden = tokens.select(masked)
         points = self.point_head(x).unflatten(1, (-1, self.columns))
@@ -139,7 +144,7 @@ class MaskedPoints(LightningModule):
             order = self.order_encoder(hidden.points[:, :3], hidden)
             energy = self.energy_head(torch.cat([order, x], dim=1)).unflatten(1, (-1, self.features))
             energy = energy[hidden.segments.index, hidden.slot]
-        return Reconstruction(tokens, masked, hidden, points, energy)
+        return Reconstruction(tokens, masked, hidden, points, energy, visible)
 
     def losses(self, found: Reconstruction) -> dict[str, Tensor]:
         """Chamfer distance, and mean squared error of the energies; 0 where nothing was hidden."""
@@ -153,18 +158,21 @@ class MaskedPoints(LightningModule):
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         found = self.reconstruct(batch)
         parts = self.losses(found)
-        weights = {"chamfer": self.hparams.chamfer_weight, "energy": self.hparams.energy_weight}
-        total = sum((weights[name] * part for name, part in parts.items()), start=found.points.sum() * 0.0)
+        total = sum(parts.values())  # both with weight 1, as published
         tokens, hidden = found.tokens, found.hidden
-        # One prediction for all: a model that does no better has learnt the mean shape and nothing of the surroundings.
-        same = found.points.detach().float().mean(0).expand_as(found.points)
         shown = {
-            "train/chamfer_constant": chamfer(same, hidden.points[:, : self.columns], hidden.starts),
             **{f"train/{name}": part.detach() for name, part in parts.items()},
             "train/tokens_per_event": len(tokens) / batch.n_events,
             "train/points_per_token": len(tokens.members) / max(1, len(tokens)),
             "train/tokens_left_out": tokens.left_out.sum().float(),
         }
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # a step that is written
+            # One prediction for all: a model that does no better has learnt the mean shape, nothing of what is around.
+            same = found.points.detach().float().mean(0).expand_as(found.points)
+            shown["train/chamfer_constant"] = chamfer(same, hidden.points[:, : self.columns], hidden.starts)
+            # 1 if the features of different tokens point everywhere, 0 if all are the same.
+            feat = F.normalize(found.visible.detach().float(), dim=-1)
+            shown["train/feature_std"] = feat.std(0, correction=0).norm() if len(feat) else feat.sum()
         self.log_dict(shown, batch_size=batch.n_events, sync_dist=True)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=batch.n_events, sync_dist=True)
         return total
@@ -257,10 +265,12 @@ def chamfer(predicted: Tensor, points: Tensor, starts: Tensor) -> Tensor:
     true[is_point.flatten()] = points
     true = true.view(m, k, -1)
     with torch.no_grad():  # who is nearest to whom; the distances themselves are taken again, exactly
-        square = torch.cdist(predicted, true).masked_fill_(~is_point[:, None], math.inf)  # prediction, point
-        nearest_point = square.argmin(2)
-        square.masked_fill_(~is_point[:, :, None], math.inf)
-        nearest_prediction = square.argmin(1)
+        # Not by matrix products, which a GPU may round to ten bits.
+        apart = torch.cdist(predicted, true, compute_mode="donot_use_mm_for_euclid_dist")  # prediction, point
+        apart.masked_fill_(~is_point[:, None], math.inf)
+        nearest_point = apart.argmin(2)
+        apart.masked_fill_(~is_point[:, :, None], math.inf)
+        nearest_prediction = apart.argmin(1)
 
     def distance(a: Tensor, b: Tensor, of_b: Tensor) -> Tensor:
         near = b.gather(1, of_b[..., None].expand(-1, -1, b.shape[2]))

@@ -40,7 +40,10 @@ NEIGHBOURS = 5  # tokens that a point takes its features from
 
 
 class PackedBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of packed rows (P, C); a batch of fewer than two rows takes the running values."""
+    """Batch normalisation of packed rows (P, C); a batch of fewer than two rows takes the running values.
+
+    The running variance is torch's unbiased one; the published code keeps the biased one.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and len(x) < 2:
@@ -82,7 +85,7 @@ class MiniPointNet(nn.Module):
     def forward(self, points: Tensor, tokens: Tokens) -> Tensor:
         """(P, in_channels) points in the slots of ``tokens`` to (T, channels)."""
         with torch.autocast(points.device.type, enabled=False):
-            return self._forward(points.float(), tokens)
+            return self._forward(points.to(self.first[0].weight.dtype), tokens)
 
     def _forward(self, points: Tensor, tokens: Tokens) -> Tensor:
         segments, n = tokens.segments, len(tokens)
@@ -114,8 +117,9 @@ class MiniPointNet(nn.Module):
     def _codes(self) -> Tensor:
         """(max_points, b) a learned map of sines and cosines of each slot's number, as for the time in diffusion."""
         half = INNER[1] // 2
-        number = torch.arange(self.max_points, device=self.slot_code.weight.device, dtype=torch.float32)
-        rate = torch.exp(torch.arange(half, device=number.device) * -(math.log(10000) / (half - 1)))
+        weight = self.slot_code.weight
+        number = torch.arange(self.max_points, device=weight.device, dtype=weight.dtype)
+        rate = torch.exp(torch.arange(half, device=weight.device, dtype=weight.dtype) * -(math.log(10000) / (half - 1)))
         angle = number[:, None] * rate
         return self.slot_code(torch.cat([angle.sin(), angle.cos()], dim=1)).relu()
 
@@ -149,8 +153,8 @@ def standardised(x: Tensor, norm: Norm) -> Tensor:
 
 
 def distance_bias(place: Tensor, offsets: Tensor, heads: int) -> Tensor:
-    """(H, S) what is taken off the scores of the pairs of tokens of an event: 2 · 4^-h times their distance for head h,
-    nothing for the last head.
+    """(H, S) what is added to the scores of the pairs of tokens of an event: -2 · 4^-h times their distance for head h,
+    0 for the last head.
 
     Linear biases (ALiBi, Press et al., arXiv 2108.12409), here in space. With coordinates alone, neighbouring tokens
     look alike until thousands of steps have taught the network to tell them apart; so each head has a reach of its own.
@@ -158,7 +162,7 @@ def distance_bias(place: Tensor, offsets: Tensor, heads: int) -> Tensor:
     Args:
         place: float (T, 3) positions in units of the distance that counts, the radius of a token.
         offsets: int64 (B+1,) tokens of each event.
-        heads: H.
+        heads: H, at least 2: a single head would be the last.
     """
     slopes = place.new_tensor([2.0 * 4.0**-h for h in range(heads - 1)] + [0.0])
     counts = offsets.diff()
@@ -325,6 +329,14 @@ class TokenEncoder(nn.Module):
     ) -> None:
         super().__init__()
         tokenizer = Tokenizer() if tokenizer is None else tokenizer
+        for name, value, choices in (
+            ("reach", reach, ("all", "near")),
+            ("padding", padding, ("left_out", "as_published")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, found '{value}'")
+        if reach == "near" and heads < 2:
+            raise ValueError(f"reach 'near' needs at least 2 heads, of which one sees all, found {heads}")
         if not feature_blocks or not all(0 <= b < depth for b in feature_blocks):
             raise ValueError(f"feature_blocks are {list(feature_blocks)}, expected some of 0 … {depth - 1} (depth - 1)")
         self.arguments: dict[str, Any] = {
@@ -370,10 +382,16 @@ class TokenEncoder(nn.Module):
             )
         return self.tokenizer(batch)
 
+    def positions(self, tokens: Tokens) -> Tensor:
+        """(T, C) embedding of the tokens' places. In full precision: bfloat16 rounds a centre by half a voxel, and
+        neighbouring tokens are seven voxels apart."""
+        with torch.autocast(tokens.centre.device.type, enabled=False):
+            return self.position(tokens.centre.to(self.position[0].weight.dtype))
+
     def encode(self, tokens: Tokens) -> Encoded:
         """Features of tokens that see each other and no others: give the visible ones only, and only they cost."""
         x = self.embedding(tokens.points, tokens)
-        position = self.position(tokens.centre)
+        position = self.positions(tokens)
         *blocks, feat = self.transformer(x, position, tokens.centre, tokens.offsets, self.feature_blocks)
         return Encoded(tokens, feat, blocks)
 
@@ -406,8 +424,10 @@ class TokenEncoder(nn.Module):
         )
 
     def layers(self) -> list[list[nn.Module]]:
-        """What tokens pass one after the other: embedding and position, then each block."""
-        return [[self.position, self.embedding], *[[block] for block in self.transformer.blocks]]
+        """What tokens pass one after the other: embedding and position, then each block, the final norm (if there is
+        one) with the last."""
+        *blocks, last = self.transformer.blocks
+        return [[self.position, self.embedding], *[[block] for block in blocks], [self.transformer.norm, last]]
 
 
 def init_linear(module: nn.Module) -> None:

@@ -67,7 +67,9 @@ class TokenSegmenter(SemanticModel):
         c = self.encoder.channels
         of_position, of_token = self.upsampler[0].weight.split((3, c), dim=1)
         near = self.encoder.interpolated(batch, tokens, F.linear(feat, of_token).float())
-        x = self.upsampler[1:](F.linear(batch.coord.to(feat.dtype), of_position) + near)
+        with torch.autocast(feat.device.type, enabled=False):  # bfloat16 could not tell neighbouring voxels apart
+            place = F.linear(batch.coord.to(of_position.dtype), of_position)
+        x = self.upsampler[1:](place + near)
         context = [segment_reduce(feat, tokens.event, batch.n_events, how) for how in ("max", "mean")]  # (B, C) each
         of_point, of_event = self.head[0].weight.split((c, 2 * c), dim=1)
         x = F.linear(x, of_point) + take(F.linear(torch.cat(context, dim=1), of_event), batch.event_index)

@@ -25,6 +25,9 @@ from nufm.ops.sampling import centrality_nms, farthest_points
 from nufm.ops.serialize import event_index
 
 VOXEL = 1 / 665.10751  # edge of a PILArNet voxel in the units of NormalizeCoord
+# A hair is taken off the published radii, which are whole voxels: lattice points at exactly a radius would be in or out
+# by how their coordinates were rounded, and a token would depend on where in the detector it lies.
+HAIR = 1 - 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,10 +102,11 @@ class Tokenizer(nn.Module):
             that counts them.
         reduction: which points of a fuller ball are kept: ``farthest`` or ``energy``.
         centre: ``seed``, or ``mean`` of the points in the slots.
-        neighbour_cap, ball_cap: look at no more than the first so many points, in the order of the batch, when seeds
-            are thinned and when balls are filled, as published. None = all.
+        neighbour_cap, ball_cap: look at no more than the first so many points, in the order that ``order`` says, when
+            seeds are thinned and when balls are filled, as published. None = all.
         order: ``coordinates``: ties, and where farthest points begin, are settled by the coordinates, so that a token
-            does not depend on the order of the points in the file; ``as_given``: by that order, as published.
+            does not depend on the order of the points in the file (but for points in one place); ``as_given``: by that
+            order, as published.
 
     Raises:
         ValueError: a size that is not positive, or an unknown choice.
@@ -110,7 +114,7 @@ class Tokenizer(nn.Module):
 
     def __init__(
         self,
-        radius: float = 5 * VOXEL,
+        radius: float = 5 * HAIR * VOXEL,
         max_points: int = 32,
         overlap: float | None = 0.72,
         seeds: int | None = None,
@@ -161,9 +165,9 @@ class Tokenizer(nn.Module):
         the user's choice here (``max_tokens``), its caps on neighbours are left out.
         """
         sizes: dict[str, dict[str, Any]] = {
-            "2.5": {"radius": 2.5 * VOXEL, "max_points": 16, "overlap": 0.73},
-            "5": {"radius": 5 * VOXEL, "max_points": 32, "overlap": 0.72},
-            "25": {"radius": 25 * VOXEL, "max_points": 128, "overlap": 0.72, "seeds": 256, "centre": "mean"},
+            "2.5": {"radius": 2.5 * HAIR * VOXEL, "max_points": 16, "overlap": 0.73},
+            "5": {"radius": 5 * HAIR * VOXEL, "max_points": 32, "overlap": 0.72},
+            "25": {"radius": 25 * HAIR * VOXEL, "max_points": 128, "overlap": 0.72, "seeds": 256, "centre": "mean"},
         }
         if voxels not in sizes:
             raise ValueError(f"there is no tokenizer preset '{voxels}', expected one of {', '.join(sizes)}")
@@ -196,13 +200,14 @@ class Tokenizer(nn.Module):
         return Tokens(centre, token_offsets, members, starts, points, left_out)
 
     def coverage(self, batch: PointBatch) -> Tensor:
-        """float64 (B,) share of each event's points that lie in a ball; NaN without points. Below 1 for an overlap
-        over 0.5: a point between two centres may be farther than a radius from both."""
+        """float64 (B,) share of each event's points that lie in a ball, or in a token (whose centre may have moved to
+        the mean); NaN without points. Below 1 for an overlap over 0.5: a point between two centres may be farther than
+        a radius from both."""
         coord, offsets = batch.coord.float(), batch.offsets
         tokens = self(batch)
         index, _ = ball_lists(tokens.centre, tokens.offsets, coord, offsets, self.radius)
         inside = torch.zeros(len(coord), dtype=torch.float64, device=coord.device)
-        inside[index] = 1
+        inside[index] = inside[tokens.members] = 1
         found = inside.new_zeros(batch.n_events).index_add_(0, batch.event_index, inside)
         return found / batch.counts
 

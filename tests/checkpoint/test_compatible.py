@@ -11,7 +11,7 @@ from nufm.checkpoint import Pretrained, check_compatible
 from nufm.data.transforms import Compose, GridSample, LogEnergy, NormalizeCoord, event_transforms
 from nufm.models.ptv3 import PointTransformerV3
 from nufm.models.token_encoder import TokenEncoder
-from nufm.models.tokens import Tokenizer
+from nufm.models.tokens import HAIR, VOXEL, Tokenizer
 
 SMALL = {"channels": 16, "depth": 1, "heads": 1, "feature_blocks": (0,)}
 ARGUMENTS = {"depths": (1, 2), "channels": (16, 32), "heads": (1, 2), "window": 64}
@@ -43,7 +43,7 @@ def test_tokenizers_are_compared_by_their_settings() -> None:
     with pytest.raises(ValueError, match="tokenizer max_points: found 32 in the checkpoint, expected 16") as why:
         check_compatible(tokens, TokenEncoder(Tokenizer(max_points=16), **SMALL), (), 0.001)
     assert str(why.value).count("found") == 1
-    for radius, fits in ((5 / 665.10751, True), (0.0075176, True), (0.00752, False)):  # 0.00751758: digits, not sizes
+    for radius, fits in ((5 * HAIR * VOXEL, True), (0.0075168, True), (0.00752, False)):  # digits, not sizes
         encoder = TokenEncoder(Tokenizer(radius=radius), **SMALL)
         if fits:
             check_compatible(tokens, encoder, (), 0.001)

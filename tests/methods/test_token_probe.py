@@ -213,6 +213,13 @@ def test_the_first_tokens_whatever_the_batches(data, folder, tokenizer):
     np.testing.assert_allclose(feat["raw"][0], whole["raw"][0][:100], rtol=1e-5)
     for name in ("event", "present", "share", "particle", "vertex"):
         np.testing.assert_array_equal(getattr(truth, name), getattr(everything, name)[:100])
+    first_two = int((everything.event < 2).sum())  # a set that ends with an event
+    for n in (1, 100, first_two, first_two + 1):
+        for batch_size in (1, 5, 12):
+            _, cut = collect_tokens({}, tokenizer, module(folder, batch_size=batch_size), "train", range(12), n)
+            assert cut.n_events == everything.event[n - 1] + 1
+            assert cut.n_vertices == 4 * cut.n_events, "four particles in an event"
+    assert everything.n_events == 12 and everything.n_vertices == 48
 
 
 def pairs_truth(seed: int = 0, n_events: int = 3, particles: int = 4) -> TokenTruth:

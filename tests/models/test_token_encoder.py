@@ -253,6 +253,12 @@ def test_wrong_columns_and_settings_are_refused() -> None:
         small(norm="batch")
     with pytest.raises(ValueError, match="feature_blocks are"):
         small(feature_blocks=(0, 3))
+    with pytest.raises(ValueError, match="reach must be 'all' or 'near', found 'nearby'"):
+        small(reach="nearby")
+    with pytest.raises(ValueError, match="padding must be 'left_out' or 'as_published'"):
+        small(padding="as publised")
+    with pytest.raises(ValueError, match="needs at least 2 heads"):
+        small(reach="near", heads=1)
 
 
 def test_published_sizes() -> None:
@@ -264,6 +270,22 @@ def test_published_sizes() -> None:
     assert sum(p.numel() for p in encoder.position.parameters()) == 50_048
     assert len(encoder.layers()) == 13
     assert {p for layer in encoder.layers() for m in layer for p in m.parameters()} == set(encoder.parameters())
+
+
+def test_all_weights_are_in_a_layer_also_with_a_final_norm() -> None:
+    encoder = small(final_norm=True)
+    assert {p for layer in encoder.layers() for m in layer for p in m.parameters()} == set(encoder.parameters())
+    assert encoder.layers()[-1][-1] is encoder.transformer.blocks[-1]  # the block comes last
+
+
+def test_places_keep_full_precision_under_autocast() -> None:
+    """bfloat16 would move the embedding of a place by half of what a neighbouring token is away."""
+    encoder, batch = small(), batch_of([walk(14, 100)])
+    tokens = encoder.tokens(batch)
+    plain = encoder.positions(tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(encoder.positions(tokens), plain)
+        assert not torch.equal(encoder.position(tokens.centre), plain)
 
 
 def test_it_can_be_built_again_from_its_arguments() -> None:
