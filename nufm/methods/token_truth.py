@@ -38,7 +38,7 @@ class TokenTruth:
         share: float64 (T, 5) share of the labelled points that is of each class; 0 without labelled points.
         particle: int64 (T,) particle that most points belong to; -1 where most belong to none.
         vertex: bool (T,) a particle was created inside the ball; None where the files do not say.
-        n_events: how many events were taken.
+        n_events: how many events were taken; those after the last token of a full set are not among them.
         n_vertices: creation points of particles in them.
     """
 
@@ -141,17 +141,17 @@ def collect_tokens(
                 raise ValueError(f"{batch.names[0]}: no '{label}' labels to probe; found {sorted(batch.labels)}")
         batch = batch.to(device)
         tokens = tokenizer(batch)
-        keep = slice(max_tokens - n_tokens)
+        room = max_tokens - n_tokens
         for name, each in rows.items():
             for features, kept in zip(each, found[name], strict=True):
-                feat = features(batch, tokens).float().cpu()
+                feat = features(batch, tokens)[:room].float().cpu()
                 if not bool(torch.isfinite(feat).all()):
                     raise ValueError(
                         f"{batch.names[0]} …: features of '{name}' are NaN or infinite; has the training diverged?"
                     )
-                kept.append(feat[keep].numpy())
-        truth.append(_truth(batch, places, tokens, tokenizer.radius, n_events, keep))
-        n_tokens, n_events = n_tokens + len(truth[-1]), n_events + batch.n_events
+                kept.append(feat.numpy())
+        truth.append(_truth(batch, places, tokens, tokenizer.radius, n_events, room))
+        n_tokens, n_events = n_tokens + len(truth[-1]), n_events + truth[-1].n_events
         if n_tokens >= max_tokens:
             break
     if n_tokens == 0:
@@ -171,26 +171,31 @@ def _normalization(data: PointDataModule) -> NormalizeCoord | None:
 
 
 def _truth(
-    batch: PointBatch, places: Sequence[np.ndarray | None], tokens: Tokens, radius: float, first: int, keep: slice
+    batch: PointBatch, places: Sequence[np.ndarray | None], tokens: Tokens, radius: float, first: int, room: int
 ) -> TokenTruth:
-    """Of a batch; ``places`` are the creation points of its events, ``first`` the number of its first event."""
+    """Of the first ``room`` tokens of a batch, and of its events up to the last of them.
+
+    ``places`` are the creation points of its events, ``first`` is the number of its first event.
+    """
+    keep = slice(room)
     present, share = token_classes(batch.labels["motif"], tokens)
-    event, centre = tokens.event.cpu().numpy(), tokens.centre.double().cpu().numpy()
-    inside = None
+    event, centre = tokens.event.cpu().numpy()[keep], tokens.centre.double().cpu().numpy()[keep]
+    n_events = int(event[-1]) + 1 if len(event) == room else batch.n_events
+    places, inside = places[:n_events], None
     if all(p is not None for p in places):
-        inside = np.zeros(len(tokens), dtype=bool)
+        inside = np.zeros(len(event), dtype=bool)
         for b, place in enumerate(places):
             rows = np.flatnonzero(event == b)
             apart = np.linalg.norm(centre[rows, None] - place[None], axis=2)
             inside[rows] = (apart <= radius).any(1)
     return TokenTruth(
-        event=event[keep] + first,
-        centre=centre[keep] / radius,
+        event=event + first,
+        centre=centre / radius,
         present=present[keep],
         share=share[keep],
         particle=dominant_particle(batch.labels["particle"], tokens)[keep],
-        vertex=None if inside is None else inside[keep],
-        n_events=batch.n_events,
+        vertex=inside,
+        n_events=n_events,
         n_vertices=sum(len(p) for p in places) if inside is not None else 0,
     )
 
