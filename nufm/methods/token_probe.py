@@ -114,7 +114,7 @@ def svm_probe(fit: np.ndarray, present: np.ndarray, score: np.ndarray) -> np.nda
         present: bool (T, K) their classes.
         score: (S, C) features of other tokens.
     """
-    pca = PCA(min(COMPONENTS, *fit.shape), svd_solver="full").fit(fit)  # "full": the same in all versions
+    pca = _components(fit)
     # The primal problem: the same solution as the dual one's, reached without random numbers.
     svm = OneVsRestClassifier(LinearSVC(C=SVM_C, class_weight="balanced", random_state=0, dual=False))
     with warnings.catch_warnings():
@@ -125,12 +125,21 @@ def svm_probe(fit: np.ndarray, present: np.ndarray, score: np.ndarray) -> np.nda
 
 def whitened(fit: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Up to 128 principal components of standardised features, each of mean 0 and spread 1 over ``fit``: neither the
-    scale of the features nor their width then decides what a linear model reads off them."""
+    scale of the features nor their width then decides what a linear model reads off them. Features that do not vary, as
+    those of a collapsed encoder, become one column of zeros, which says nothing of a token."""
     scale = StandardScaler().fit(fit)
-    pca = PCA(min(COMPONENTS, *fit.shape), svd_solver="full").fit(scale.transform(fit))
+    scaled = scale.transform(fit)
+    if not np.ptp(scaled, axis=0).any():
+        return np.zeros((len(fit), 1)), np.zeros((len(score), 1))
+    pca = _components(scaled)
     spread = np.sqrt(pca.explained_variance_)
     kept = spread > 1e-3 * spread[0]  # the others are rounding
-    return tuple(pca.transform(scale.transform(x))[:, kept] / spread[kept] for x in (fit, score))
+    return tuple(pca.transform(x)[:, kept] / spread[kept] for x in (scaled, scale.transform(score)))
+
+
+def _components(fit: np.ndarray) -> PCA:
+    with np.errstate(invalid="ignore"):  # shares of no variance at all: of a collapsed encoder
+        return PCA(min(COMPONENTS, *fit.shape), svd_solver="full").fit(fit)  # "full": the same in all versions
 
 
 def logistic_probe(

@@ -404,6 +404,26 @@ def test_f1_and_errors_by_hand(data, tokenizer, tables):
     assert tables["classes"]["baseline"]["error"] == pytest.approx(np.abs(truth.share - mean).mean())
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("noise", [0.0, 1e-7])
+def test_a_collapsed_encoder_is_scored_like_chance(data, tokenizer, noise):
+    def collapsed(batch: PointBatch, tokens) -> torch.Tensor:
+        drawn = torch.randn(len(tokens), 6, generator=torch.Generator().manual_seed(len(tokens)))
+        return torch.tensor([0.0, 1.0, -0.3, 0.1, 7.0, 1e3]) * (1 + noise * drawn)  # a table for it, and for the others
+
+    rows = {"collapsed": [collapsed], "answer": [answer]}
+    tables = token_tables(rows, tokenizer, data, FIT, SCORE)
+    json.dumps(tables, allow_nan=False)
+    mean = {probe: table["scores"]["collapsed"]["mean"] for probe, table in tables.items()}
+    base = {probe: table["baseline"] for probe, table in tables.items()}
+    if noise == 0:
+        assert mean["pairs"] == {"auc": 0.5, "auc_near": 0.5}
+        assert mean["vertex"] == pytest.approx({name: base["vertex"][name] for name in mean["vertex"]})
+    assert mean["svm"]["macro_f1_whitened"] < 0.6 and abs(mean["pairs"]["auc"] - 0.5) < 0.1
+    assert mean["classes"]["error"] == pytest.approx(base["classes"]["error"], rel=0.1)
+    assert tables["svm"]["scores"]["answer"]["mean"]["macro_f1"] > 0.98
+
+
 def test_files_without_vertices_say_so(tmp_path, tokenizer):
     for split, n in (("train", 4), ("test", 2)):
         write_events(tmp_path / split / "events.h5", n, n, vertices=False)
