@@ -19,6 +19,7 @@ Shape legend: T tokens, S tokens to score, Q pairs of tokens, N points, C featur
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,8 +69,8 @@ METRICS = {
 def token_features(encoder: nn.Module, tokenizer: Tokenizer) -> TokenFeatures:
     """What an encoder says of each token of ``tokenizer``, (T, C), in evaluation mode.
 
-    An encoder of these very tokens: what leaves its last block. Another one: the mean of its ``point_features`` over
-    the points of the token.
+    An encoder of these very tokens, however many it takes: what leaves its last block. Another one: the mean of its
+    ``point_features`` over the points of the token.
     """
     points = encoder_features(encoder)
 
@@ -85,7 +86,19 @@ def token_features(encoder: nn.Module, tokenizer: Tokenizer) -> TokenFeatures:
             encoder.train(was_training)
 
     own = getattr(encoder, "tokenizer", None)
-    return from_tokens if own is not None and own.arguments == tokenizer.arguments else from_points
+    return from_tokens if own is not None and _same_tokens(own, tokenizer) else from_points
+
+
+def _same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether they make the same tokens, whatever their largest number; sizes are equal up to what files round."""
+
+    def equal(a: Any, b: Any) -> bool:
+        if isinstance(a, float) or isinstance(b, float):
+            return a is not None and b is not None and math.isclose(a, b, rel_tol=1e-4)
+        return a == b
+
+    makes = one.arguments.keys() - {"max_tokens", "beyond"}
+    return all(equal(one.arguments[name], other.arguments[name]) for name in makes)
 
 
 def raw_token_features(batch: PointBatch, tokens: Tokens) -> Tensor:

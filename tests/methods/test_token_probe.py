@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 from sklearn.metrics import precision_recall_fscore_support
 from sklearn.svm import LinearSVC
 
@@ -123,6 +124,22 @@ def test_features_of_a_token_encoder_are_those_of_its_last_block(batch, tokenize
     assert encoder.training, "left as it was"
     with torch.no_grad():
         torch.testing.assert_close(found, encoder.eval()(batch).feat)
+
+
+def test_tokens_are_the_same_up_to_digits_and_their_largest_number(batch):
+    config = yaml.safe_load((Path(__file__).parents[2] / "configs" / "tiny" / "polarmae.yaml").read_text())
+    written = config["model"]["init_args"]["encoder"]["init_args"]["tokenizer"]["init_args"]
+    preset = Tokenizer.preset("5")
+    assert written["radius"] != preset.radius, "a rounded radius"
+    encoder = small_encoder(Tokenizer(**written, max_tokens=4096, beyond="truncate")).eval()
+    tokens = preset(batch)
+    with torch.no_grad():
+        assert torch.equal(token_features(encoder, preset)(batch, tokens), encoder.encode(tokens).feat)
+    for other in ({"radius": 0.0076}, {"max_points": 31}, {"overlap": None}, {"ball_cap": 256}, {"centre": "mean"}):
+        encoder = small_encoder(Tokenizer(**written | other)).eval()
+        with torch.no_grad():
+            found, own = token_features(encoder, preset)(batch, tokens), encoder.encode(tokens).feat
+        assert (found - own).abs().max() > 1e-3, f"averaged over the points: {other}"
 
 
 @pytest.mark.parametrize("kind", ["points", "other tokens"])
