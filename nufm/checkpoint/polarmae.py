@@ -38,6 +38,8 @@ from nufm.checkpoint.polarmae_files import (
     Released,
     choice,
     component,
+    given,
+    nested,
     positive,
     read_released,
     refuse_others,
@@ -201,7 +203,7 @@ def _encoder(released: Released) -> TokenEncoder:
     depth = released.depth("encoder.transformer.")
     final_norm = "encoder.transformer.norm.weight" in released.tensors
     thirds = sorted({max(0, depth * k // 3 - 1) for k in (1, 2, 3)})  # 3, 7, 11 of 12
-    blocks = (released.settings or {}).get("seg_head_fetch_layers", thirds)
+    blocks = given(released.settings or {}, "seg_head_fetch_layers", thirds)
     if not isinstance(blocks, (list, tuple)) or not all(type(b) is int for b in blocks):
         raise ValueError(f"{path}: seg_head_fetch_layers is {blocks!r:.200}, expected numbers of blocks")
     arguments = {
@@ -250,12 +252,14 @@ def _width(stored: Mapping[str, Any], released: Released) -> tuple[int, int]:
     channels, heads = WIDTHS[arch]
     if channels != width:
         raise ValueError(f"{released.path}: arch is {arch}, which has {channels} channels; the tensors have {width}")
-    return channels, positive(stored.get("transformer_kwargs") or {}, "num_heads", heads, released.path, whole=True)
+    kwargs = nested(stored, "transformer_kwargs", released.path)
+    return channels, positive(kwargs, "num_heads", heads, released.path, whole=True)
 
 
 def _transformer(stored: Mapping[str, Any], released: Released, final_norm: bool) -> dict[str, float]:
     """What the settings of a transformer say of the training; the rest is checked."""
-    path, found = released.path, stored.get("transformer_kwargs") or {}
+    path = released.path
+    found = nested(stored, "transformer_kwargs", path)
     refuse_others(found, TRANSFORMER_SETTINGS, "transformer_kwargs", path)
     choice(found, "add_pos_at_every_layer", False, (True,), path)
     choice(found, "postnorm", final_norm if released.settings is None else True, (final_norm,), path)
@@ -272,9 +276,11 @@ def _tokenizer(stored: Mapping[str, Any], released: Released) -> Tokenizer:
     path = released.path
     choice(stored, "apply_relative_position_bias", False, (False, True), path)  # made, but handed to nobody
     voxels = choice(stored, "voxel_size", 5, (*TOKENIZERS, *map(float, TOKENIZERS)), path)
-    given = stored.get("tokenizer_kwargs") or {}
-    refuse_others(given, TOKENIZER_SETTINGS, "tokenizer_kwargs", path)
-    found = {"group_radius": voxels * VOXEL, "num_init_groups": 256} | TOKENIZERS[voxels] | dict(given)
+    named = nested(stored, "tokenizer_kwargs", path)
+    refuse_others(named, TOKENIZER_SETTINGS, "tokenizer_kwargs", path)
+    # Without an overlap every seed is a centre: the one setting to which null means something.
+    named = {name: value for name, value in named.items() if value is not None or name == "overlap_factor"}
+    found = {"group_radius": voxels * VOXEL, "num_init_groups": 256} | TOKENIZERS[voxels] | named
     choice(found, "use_relative_features", False, (False,), path)
     seeds = positive(found, "num_init_groups", 256, path, whole=True)
     overlap = found["overlap_factor"]
@@ -300,15 +306,18 @@ def _tokenizer(stored: Mapping[str, Any], released: Released) -> Tokenizer:
 def _preprocessing(released: Released) -> tuple[tuple[Transform, ...], dict[str, float]]:
     """Transforms and selection of the events."""
     path, settings, stored = released.path, released.settings or {}, released.selection or PUBLISHED_SELECTION
-    names = settings.get("val_transformations", ["center_and_scale"])
-    if list(names) not in ([], ["center_and_scale"]):  # none: older runs did it where they read the events
+    names = given(settings, "val_transformations", ["center_and_scale"])
+    # None: older runs did it where they read the events.
+    if not isinstance(names, (list, tuple)) or list(names) not in ([], ["center_and_scale"]):
         raise ValueError(f"{path}: val_transformations is {names!r:.200}, expected center_and_scale alone")
-    centre = settings.get("transformation_center", 384.0)
-    centres = {float(c) for c in (centre if isinstance(centre, (list, tuple)) else torch.as_tensor(centre).reshape(-1))}
+    centre = given(settings, "transformation_center", 384.0)
+    axes = centre.reshape(-1).tolist() if isinstance(centre, Tensor) else centre
+    centres = {c if type(c) in (int, float) else None for c in (axes if isinstance(axes, (list, tuple)) else [axes])}
     factor = positive(settings, "transformation_scale_factor", VOXEL, path)
     if centres != {384.0} or abs(factor / VOXEL - 1) > 1e-6:
         raise ValueError(
-            f"{path}: coordinates are made with centre {centre} and factor {factor}, expected 384 and {VOXEL:.8g}"
+            f"{path}: hyper_parameters have transformation_center {centre!r:.200} and transformation_scale_factor "
+            f"{factor}, expected 384 and {VOXEL:.8g}"
         )
     threshold = float(positive(stored, "energy_threshold", 0.13, path, zero=True))
     # The published reader takes the threshold for epsilon, where there is one.

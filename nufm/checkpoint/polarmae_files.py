@@ -160,13 +160,28 @@ def component(released: Released, name: str, class_name: str) -> dict[str, Any]:
     return _mapping(entry.get("init_args"), f"{name}.init_args", released.path) or {}
 
 
+def given(found: Mapping[str, Any], name: str, default: Any) -> Any:
+    """A stored setting, or ``default`` where it is absent or null."""
+    value = found.get(name)
+    return default if value is None else value
+
+
+def nested(found: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """Stored settings of a part; none where they are absent or null.
+
+    Raises:
+        ValueError: they are not names and values.
+    """
+    return _mapping(found.get(name), name, path) or {}
+
+
 def choice(found: Mapping[str, Any], name: str, default: Any, allowed: Sequence[Any], path: Path) -> Any:
-    """A stored setting, or the default of the public code.
+    """A stored setting, or the default of the public code; null is taken for absent.
 
     Raises:
         ValueError: it is none of ``allowed``.
     """
-    value = found.get(name, default)
+    value = given(found, name, default)
     if not any(type(value) is type(a) and value == a for a in allowed):
         raise ValueError(
             f"{path}: hyper_parameters have {name} = {value!r:.200}, only {' or '.join(map(repr, allowed))} can be "
@@ -178,12 +193,12 @@ def choice(found: Mapping[str, Any], name: str, default: Any, allowed: Sequence[
 def positive(
     found: Mapping[str, Any], name: str, default: float, path: Path, whole: bool = False, zero: bool = False
 ) -> float:
-    """A stored number, or the default of the public code.
+    """A stored number, or the default of the public code; null is taken for absent.
 
     Raises:
         ValueError: it is not positive (0 is let in with ``zero``), or not ``whole``.
     """
-    value = found.get(name, default)
+    value = given(found, name, default)
     number = type(value) is int or (type(value) is float and not whole)
     if not number or not (0 <= value if zero else 0 < value) or value == math.inf:
         words = "a positive whole number" if whole else "0 or a positive number" if zero else "a positive number"

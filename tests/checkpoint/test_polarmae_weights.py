@@ -351,8 +351,25 @@ ENCODER = "hyper_parameters/encoder/init_args"
         ("hyper_parameters/seg_head_fetch_layers", "all", "seg_head_fetch_layers is 'all', expected numbers of blocks"),
         ("hyper_parameters/num_classes", 5, "num_classes = 5, only 4"),
         ("hyper_parameters/val_transformations", ["unit_sphere"], "expected center_and_scale alone"),
-        ("hyper_parameters/transformation_center", [0, 0, 0], "centre .* expected 384"),
-        ("hyper_parameters/transformation_scale_factor", 0.5, "factor 0.5, expected 384 and"),
+        ("hyper_parameters/transformation_center", [0, 0, 0], "transformation_center .* expected 384"),
+        ("hyper_parameters/transformation_scale_factor", 0.5, "scale_factor 0.5, expected 384 and"),
+        ("hyper_parameters/transformation_center", "middle", "transformation_center 'middle' .*, expected 384"),
+        ("hyper_parameters/transformation_center", ["a", None], "transformation_center .* expected 384"),
+        ("hyper_parameters/transformation_center", {"x": 1}, "transformation_center .* expected 384"),
+        ("hyper_parameters/transformation_center", torch.zeros(0), "transformation_center .* expected 384"),
+        ("hyper_parameters/transformation_scale_factor", "small", "factor = 'small', expected a positive number"),
+        ("hyper_parameters/val_transformations", 3, "val_transformations is 3, expected center_and_scale alone"),
+        ("hyper_parameters/val_transformations", [{}, 1], "val_transformations is .* center_and_scale alone"),
+        ("hyper_parameters/seg_head_fetch_layers", 3, "seg_head_fetch_layers is 3, expected numbers of blocks"),
+        ("hyper_parameters/num_classes", [4], r"num_classes = \[4\], only 4"),
+        ("hyper_parameters/seg_head_dropout", "half", "seg_head_dropout = 'half', expected 0 or a positive number"),
+        (f"{ENCODER}/transformer_kwargs", [1], "'transformer_kwargs' is a list, expected names and values"),
+        (f"{ENCODER}/transformer_kwargs/num_heads", "6", "num_heads = '6', expected a positive whole number"),
+        (f"{ENCODER}/tokenizer_kwargs", "5", "'tokenizer_kwargs' is a str, expected names and values"),
+        (f"{ENCODER}/tokenizer_kwargs/overlap_factor", [0.7], "overlap_factor = .*, expected a positive number"),
+        (f"{ENCODER}/voxel_size", "5", "have voxel_size = '5', only 2.5 or 5"),
+        ("datamodule_hyper_parameters/dataset_kwargs", 3, "'dataset_kwargs' is a int, expected names and values"),
+        ("datamodule_hyper_parameters/dataset_kwargs/energy_threshold", "0.13", "energy_threshold = '0.13', expected"),
         ("datamodule_hyper_parameters/dataset_kwargs/emax", -1.0, "emax = -1.0, expected a positive number"),
     ],
 )  # fmt: skip
@@ -362,6 +379,41 @@ def test_refusals(where, value, message, tmp_path) -> None:
     with pytest.raises(ValueError, match=message) as refused:
         from_pretrained(path)
     assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        *(f"hyper_parameters/{name}" for name in ("seg_head_fetch_layers", "num_classes", "seg_head_dropout")),
+        *(f"hyper_parameters/transformation_{name}" for name in ("center", "scale_factor")),
+        *("hyper_parameters/val_transformations", "hyper_parameters/seg_decoder", f"{ENCODER}/num_channels"),
+        *(f"{ENCODER}/{name}" for name in ("voxel_size", "tokenizer_kwargs", "tokenizer_kwargs/group_radius")),
+        *(f"{ENCODER}/tokenizer_kwargs/{name}" for name in ("group_max_points", "reduction_method", "use_fps_seed")),
+        *(f"{ENCODER}/transformer_kwargs/{name}" for name in ("num_heads", "attn_drop_rate", "qkv_bias")),
+        *(f"datamodule_hyper_parameters/dataset_kwargs/{name}" for name in ("energy_threshold", "emin", "emax")),
+        *("hyper_parameters", "datamodule_hyper_parameters", "datamodule_hyper_parameters/dataset_kwargs"),
+    ],
+)
+def test_null_is_absent(where, tmp_path) -> None:
+    content = reference.checkpoint("segmenter", **TINY)
+    absent = copy.deepcopy(content)
+    *path, last = where.split("/")
+    inner = absent
+    for key in path:
+        inner = inner[key]
+    inner.pop(last, None)
+    found, expected = (load_polarmae(written(tmp_path, each)) for each in (changed(content, where, None), absent))
+    assert str(found.model) == str(expected.model)
+    both = [each.model.encoder for each in (found, expected)]
+    assert both[0].tokenizer.arguments == both[1].tokenizer.arguments
+    ours, theirs = ({k: v for k, v in e.arguments.items() if k != "tokenizer"} for e in both)
+    assert ours == theirs
+    assert (found.transforms, found.selection, found.task) == (expected.transforms, expected.selection, expected.task)
+
+
+def test_an_overlap_of_null_means_something(tmp_path) -> None:
+    content = changed(reference.checkpoint("segmenter", **TINY), f"{ENCODER}/tokenizer_kwargs/overlap_factor", None)
+    assert load_polarmae(written(tmp_path, content)).model.encoder.tokenizer.overlap is None, "every seed is a centre"
 
 
 def test_missing_tensors_are_named(tmp_path) -> None:
