@@ -60,7 +60,7 @@ def draw_tokens(
     voxel = _frame_2d(whole, space, drop, *space.core(event.energy))
     _dots(whole, space.position, panel.rgb, drop, voxel)
     third_line(sheet, f"{token_text(tokens, space)}   ·   {coverage_text(tokens)}")
-    _histogram(sheet.axes(0, 2), tokens)
+    histogram(sheet.axes(0, 2), tokens)
     centre = position_cm(event, tokens.centre)
     low, high = busiest(space.position, centre, CLOSE_UP * tokens.radius * space.pitch)
     _frame_of(whole, low, high, drop)
@@ -217,11 +217,11 @@ def _row_name(ax: Axes, text: str) -> None:
     ax.text(0, 1.07, text, transform=ax.transAxes, fontsize=12, color=INK, fontweight="bold")
 
 
-def _histogram(ax: Axes, tokens: EventTokens) -> None:
+def histogram(ax: Axes, tokens: EventTokens) -> None:
     """Points per token."""
     counts = tokens.counts
-    bins = np.arange(0.5, tokens.max_points + 1.5, max(1, tokens.max_points // 32))
-    ax.hist(counts, bins, color="#0072b2")
+    step = max(1, tokens.max_points // 32)
+    ax.hist(counts, np.arange(0.5, tokens.max_points + 0.5 + step, step), color="#0072b2")
     ax.set_xlabel("points in a token", fontsize=10.5, color=INK)
     ax.set_ylabel("tokens", fontsize=10.5, color=INK)
     if len(counts):

@@ -19,6 +19,7 @@ from nufm.display.tokens import (
     busiest,
     coverage_text,
     draw_tokens,
+    histogram,
     nearest_token,
     token_colours,
     token_hover,
@@ -113,6 +114,19 @@ def test_busiest_box_against_brute_force(genuine) -> None:
     assert int(((position >= low) & (position <= high)).all(1).sum()) == best
     low, high = busiest(position, np.zeros((0, 3)), half)  # no tokens: around a point
     assert int(((position >= low) & (position <= high)).all(1).sum()) >= best
+
+
+@pytest.mark.parametrize("max_points", [1, 6, 32, 96, 100, 127])
+def test_every_token_is_in_the_histogram(max_points) -> None:
+    voxel = np.stack(np.meshgrid(*[np.arange(5)] * 3, indexing="ij"), axis=-1).reshape(-1, 3) + 300
+    event = Event(np.concatenate([voxel, voxel[:3] + 9]).astype(np.int32), np.ones(128, np.float32))
+    full = tokens_of(event, np.repeat(event.voxel[:1], 3, axis=0), radius=100.0, max_points=max_points)
+    assert (full.counts == max_points).all()
+    _, ax = matplotlib.pyplot.subplots()
+    histogram(ax, full)
+    assert sum(bar.get_height() for bar in ax.patches) == 3
+    assert ax.patches[-1].get_height() == 3, "in the last bin"
+    matplotlib.pyplot.close()
 
 
 def test_picture(tmp_path) -> None:
