@@ -6,13 +6,21 @@ Positions are voxel indices, not necessarily whole: a whole one is the centre of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nufm.data.event import Event
-from nufm.data.transforms import LogEnergy, NormalizeCoord, RawEnergy, Transform
+from nufm.data.transforms import (
+    Compose,
+    CoordTransform,
+    EnergyJitter,
+    LogEnergy,
+    NormalizeCoord,
+    RawEnergy,
+    Transform,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,25 +145,53 @@ def voxel_index(coord: np.ndarray, transforms: Sequence[Transform]) -> np.ndarra
     """float64 (..., 3) position on the lattice of coordinates that ``transforms`` made.
 
     Raises:
-        ValueError: there is no NormalizeCoord among them.
+        ValueError: as :func:`coordinates_from`.
     """
-    return _undo(coord, transforms, (NormalizeCoord,), "coordinates into voxels")
+    return coordinates_from(transforms).inverse(coord)
 
 
 def voxel_energy(feat: np.ndarray, transforms: Sequence[Transform]) -> np.ndarray:
     """float64, the energy in MeV of values that ``transforms`` made of energies.
 
     Raises:
-        ValueError: there is neither LogEnergy nor RawEnergy among them.
+        ValueError: there is neither LogEnergy nor RawEnergy among them, or a later one changes the values.
     """
-    return _undo(feat, transforms, (LogEnergy, RawEnergy), "features into MeV")
+    return _last(transforms, (LogEnergy, RawEnergy), EnergyJitter, "features into MeV").inverse(feat)
 
 
-def _undo(value: np.ndarray, transforms: Sequence[Transform], kinds: tuple[type, ...], what: str) -> np.ndarray:
-    last = next((t for t in reversed(transforms) if isinstance(t, kinds)), None)
-    if last is None:
+def coordinates_from(transforms: Sequence[Transform]) -> NormalizeCoord:
+    """The transform that coordinates follow from the lattice by.
+
+    Raises:
+        ValueError: there is no NormalizeCoord among them, or a later one moves points.
+    """
+    return _last(transforms, (NormalizeCoord,), CoordTransform, "coordinates into voxels")
+
+
+def _last(transforms: Sequence[Transform], kinds: tuple[type, ...], others: type, what: str) -> Transform:
+    """The last of ``kinds``, which undoes what it made if none of ``others`` follows: their chance is not known."""
+    flat = list(_flat(transforms))
+    names = [type(t).__name__ for t in flat]
+    at = max((i for i, t in enumerate(flat) if isinstance(t, kinds)), default=None)
+    expected = " or ".join(k.__name__ for k in kinds)
+    if at is None:
         raise ValueError(
-            f"cannot turn {what}: expected {' or '.join(k.__name__ for k in kinds)} among the transforms, found "
-            f"{', '.join(type(t).__name__ for t in transforms) or 'none'}"
+            f"cannot turn {what}: expected {expected} among the transforms, found {', '.join(names) or 'none'}"
         )
-    return last.inverse(value)
+    after = [name for name, t in zip(names[at + 1 :], flat[at + 1 :], strict=True) if isinstance(t, others)]
+    if after:
+        raise ValueError(
+            f"cannot turn {what}: found {', '.join(after)} after {names[at]} among the transforms, expected nothing "
+            f"that changes what {names[at]} made; give it as 'augment', which the events of a display or probe do not "
+            "go through"
+        )
+    return flat[at]
+
+
+def _flat(transforms: Sequence[Transform]) -> Iterator[Transform]:
+    """One by one, those in a Compose too."""
+    for transform in transforms:
+        if isinstance(transform, Compose):
+            yield from _flat(transform.transforms)
+        else:
+            yield transform

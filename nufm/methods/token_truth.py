@@ -17,7 +17,8 @@ from nufm.data.datamodule import PointDataModule
 from nufm.data.detector import load_detector
 from nufm.data.event import MOTIF_NAMES, Event, PointBatch
 from nufm.data.loader import BatchLoader
-from nufm.data.transforms import CoordTransform, NormalizeCoord
+from nufm.data.tokens import coordinates_from
+from nufm.data.transforms import NormalizeCoord
 from nufm.models.tokens import Tokenizer, Tokens
 
 TokenFeatures = Callable[[PointBatch, Tokens], Tensor]
@@ -166,8 +167,10 @@ def collect_tokens(
 
 def _normalization(data: PointDataModule) -> NormalizeCoord | None:
     """How coordinates follow from the lattice; None where the transforms move points otherwise."""
-    found = [t for t in data.transforms if isinstance(t, NormalizeCoord | CoordTransform)]
-    return found[0] if len(found) == 1 and isinstance(found[0], NormalizeCoord) else None
+    try:
+        return coordinates_from(data.transforms)
+    except ValueError:  # the tables say that it is left out, and why
+        return None
 
 
 def _truth(

@@ -13,7 +13,18 @@ from run_support import write_data
 from nufm.data.datamodule import PointDataModule
 from nufm.data.event import Event, PointBatch
 from nufm.data.pilarnet import PILArNetReader
-from nufm.data.transforms import GridSample, LogEnergy, NormalizeCoord, RawEnergy, compose
+from nufm.data.tokens import voxel_energy, voxel_index
+from nufm.data.transforms import (
+    CenterShift,
+    Compose,
+    EnergyJitter,
+    GridSample,
+    LogEnergy,
+    NormalizeCoord,
+    RandomFlip,
+    RawEnergy,
+    compose,
+)
 from nufm.methods.event_tokens import event_reconstruction, event_tokens, tokens_named
 from nufm.methods.linear_probe import ProbeSettings
 from nufm.methods.masked_points import MaskedPoints
@@ -41,7 +52,7 @@ def model(**changes: object) -> MaskedPoints:
 
 def test_tokens_are_where_the_voxels_are(genuine) -> None:
     tokens = event_tokens(Tokenizer(max_points=12), genuine, TRANSFORMS, VOXEL)
-    assert tokens.radius == pytest.approx(5) and tokens.max_points == 12 and tokens.left_out == 0
+    assert tokens.radius == pytest.approx(5, rel=2e-4) and tokens.max_points == 12 and tokens.left_out == 0
     whole = np.rint(tokens.centre).astype(int)
     np.testing.assert_allclose(tokens.centre, whole, atol=1e-3)  # seeds are points
     assert {tuple(v) for v in whole} <= {tuple(v) for v in genuine.voxel}
@@ -130,10 +141,29 @@ def test_what_cannot_be_turned_back_is_refused(genuine) -> None:
         event_reconstruction(model(), given, (NormalizeCoord(),), VOXEL)
 
 
+def test_transforms_in_a_compose_are_found(genuine) -> None:
+    nested = (Compose((CenterShift(), Compose(TRANSFORMS))),)  # what was moved before NormalizeCoord does not matter
+    # made where the shift has coordinates to act on
+    event = genuine.replace(coord=np.zeros((len(genuine), 3), np.float32))
+    found, expected = (event_tokens(Tokenizer(), event, each, VOXEL) for each in (nested, TRANSFORMS))
+    np.testing.assert_array_equal(found.centre, expected.centre)
+    assert voxel_energy(LogEnergy(0.13)(genuine, None).feat, nested)[:, 0] == pytest.approx(genuine.energy, rel=1e-4)
+
+
+def test_what_was_changed_since_is_refused(genuine) -> None:
+    for moving in ((*TRANSFORMS, CenterShift()), (Compose((*TRANSFORMS, RandomFlip())),)):
+        name = "RandomFlip" if len(moving) == 1 else "CenterShift"
+        with pytest.raises(ValueError, match=f"into voxels: found {name} after NormalizeCoord .*expected nothing"):
+            event_tokens(Tokenizer(), genuine, moving, VOXEL)
+    with pytest.raises(ValueError, match=r"into MeV: found EnergyJitter after LogEnergy .*expected nothing .*augment"):
+        event_reconstruction(model(), genuine, (*TRANSFORMS, EnergyJitter()), VOXEL)
+    assert voxel_index(np.zeros(3), (*TRANSFORMS, EnergyJitter(), GridSample())).tolist() == [383.5] * 3
+
+
 def test_tokens_by_name(genuine) -> None:
     for size, radius, max_points in (("2.5", 2.5, 16), ("5", 5, 32), ("25", 25, 128)):
         tokens = tokens_named(genuine, size, None)
-        assert tokens.radius == pytest.approx(radius) and tokens.max_points == max_points
+        assert tokens.radius == pytest.approx(radius, rel=2e-4) and tokens.max_points == max_points
     own = SimpleNamespace(
         encoder=TokenEncoder(Tokenizer(radius=3 * VOXEL), channels=24, depth=1, heads=2, feature_blocks=(0,)),
         transforms=TRANSFORMS, grid_size=VOXEL, source="RUN",

@@ -15,7 +15,7 @@ from sklearn.svm import LinearSVC
 
 from nufm.data.datamodule import PointDataModule
 from nufm.data.event import Event, PointBatch
-from nufm.data.transforms import CenterShift, LogEnergy, NormalizeCoord
+from nufm.data.transforms import CenterShift, Compose, LogEnergy, NormalizeCoord
 from nufm.methods.linear_probe import EventChoice, raw_features
 from nufm.methods.token_probe import (
     logistic_probe,
@@ -454,6 +454,20 @@ def test_moved_points_leave_vertices_out(folder, tokenizer):
     moving = module(folder, transforms=[NormalizeCoord(), LogEnergy(0.13), CenterShift()])
     table = token_tables({"answer": [answer]}, tokenizer, moving, FIT, SCORE, probes=["vertex"])["vertex"]
     assert table["scores"] == {} and "transforms move points" in table["notes"][0]
+
+
+def test_vertices_need_the_lattice_whatever_holds_the_transforms(folder, tokenizer):
+    straight, nested, hidden = (
+        module(folder, transforms=transforms)
+        for transforms in (
+            [NormalizeCoord(), LogEnergy(0.13)],
+            [Compose((NormalizeCoord(), LogEnergy(0.13)))],
+            [NormalizeCoord(), LogEnergy(0.13), Compose((CenterShift(),))],
+        )
+    )
+    truth = [collect_tokens({}, tokenizer, each, "test", [0, 1], 10**6)[1] for each in (straight, nested, hidden)]
+    np.testing.assert_array_equal(truth[0].vertex, truth[1].vertex)
+    assert truth[0].vertex.any() and truth[2].vertex is None, "moved points within"
 
 
 def test_one_event_each(data, tokenizer):
