@@ -33,7 +33,9 @@ class EventTokens:
         radius: of a token, in voxels.
         members: int (P,) row of the event in each slot, token by token.
         starts: int (T+1,) from 0 to P: slots of each token.
-        in_ball: bool (N,) points that lie in a ball; one of a ball that is fuller than a token may be in no slot.
+        in_ball: bool (N,) points that lie in a ball around a ``centre``, or in a slot: where the centre of a token is
+            the mean of its points, its ball was filled around one of them, and a point of it may lie outside of the
+            ball around the mean. A point of a ball that is fuller than a token may be in no slot.
         max_points: slots of a full token.
         left_out: tokens beyond the largest number.
 

@@ -122,13 +122,14 @@ def _on_lattice(
     coord = batch.coord.float()
     inside, _ = ball_lists(tokens.centre, tokens.offsets, coord, batch.offsets, tokenizer.radius)
     in_ball = np.zeros(len(event), dtype=bool)
-    in_ball[kept[_array(inside)]] = True
+    members = kept[_array(tokens.members)]
+    in_ball[kept[_array(inside)]] = in_ball[members] = True  # the ball of a centre that is a mean was another one
     one = voxel_index(np.array([[0.0] * 3, [tokenizer.radius] * 3]), transforms)
     return EventTokens(
         event=event,
         centre=voxel_index(_array(tokens.centre), transforms),
         radius=float(one[1, 0] - one[0, 0]),
-        members=kept[_array(tokens.members)],
+        members=members,
         starts=_array(tokens.starts),
         in_ball=in_ball,
         max_points=tokenizer.max_points,

@@ -85,6 +85,17 @@ def test_centres_that_are_means(genuine) -> None:
         np.testing.assert_allclose(tokens.centre[t], genuine.voxel[rows].mean(0), atol=1e-2)
 
 
+def test_a_point_of_a_token_is_in_a_ball_wherever_its_centre_went() -> None:
+    """Many voxels on one side: the mean is 3 voxels from the seed, the voxel on the other side 8 from it."""
+    voxel = np.array([[300, 300, 300], [295, 300, 300], *([305, y, 300] for y in range(297, 304))])
+    event = Event(voxel.astype(np.int32), np.ones(len(voxel), np.float32))
+    tokenizer = Tokenizer(radius=6.0 * VOXEL, centre="mean")
+    tokens = event_tokens(tokenizer, event, TRANSFORMS, VOXEL)
+    far = np.linalg.norm(voxel[tokens.members] - tokens.centre[tokens.token], axis=1) > 6.1
+    assert far.any(), "there is such a point"
+    assert tokens.in_ball[tokens.members].all() and (tokens.in_ball | (tokens.times == 0)).all()
+
+
 def test_reconstruction_in_voxels_and_mev(genuine) -> None:
     """Against the model's own output, turned back by hand: E = 10^[(y + 1)/2·(log10(20 + ε) - log10 ε)]·ε - ε."""
     method = model()
