@@ -90,7 +90,7 @@ def token_features(encoder: nn.Module, tokenizer: Tokenizer) -> TokenFeatures:
 
 
 def _same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether they make the same tokens, whatever their largest number; sizes within what files round and HAIR takes off."""
+    """Whether they make the same tokens, whatever their largest number; within what files round and HAIR takes off."""
 
     def equal(a: Any, b: Any) -> bool:
         if isinstance(a, float) or isinstance(b, float):
