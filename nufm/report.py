@@ -78,7 +78,8 @@ def probe_tables(
         seeds: of the probes.
         compare: rows beside the encoder's: ``raw`` inputs, the same encoder ``untrained``.
         storage: where the features wait for the probes, see :func:`nufm.methods.linear_probe.collect`.
-        batch_size: events in a batch; None = that of ``data``. No score depends on it.
+        batch_size: events in a batch; None = that of ``data``. No score depends on it, but for weights with a norm over
+            the batch (released PoLAr-MAE).
 
     Returns:
         label -> table, as ``markdown`` and ``print_table`` take it; a score is None (NaN) for a class that neither

@@ -42,7 +42,8 @@ class EvaluateOptions:
     """What is scored.
 
     Attributes:
-        checkpoint: run folder of scripts/finetune.py, export folder, hf://owner/name, or released Panda weights.
+        checkpoint: run folder of scripts/finetune.py, export folder, hf://owner/name, or released weights (Panda .pth,
+            PoLAr-MAE or Point-MAE .ckpt).
         split: which events of data.root.
         events: HDF5 file, folder or glob in place of a split.
         max_events: score the first ones only; null = all.

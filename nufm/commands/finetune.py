@@ -68,8 +68,8 @@ class FinetuneCLI(RunCLI):
             "--pretrained",
             type=str | None,
             default=None,
-            help="Encoder to start from: a run folder of scripts/pretrain.py, an export, hf://owner/name, or released "
-            "Panda weights. For the regimes lin, dec and full.",
+            help="Encoder to start from: run folder of scripts/pretrain.py, export folder, hf://owner/name, or "
+            "released weights (Panda .pth, PoLAr-MAE or Point-MAE .ckpt). For the regimes lin, dec and full.",
         )
         parser.add_class_arguments(EvaluationOptions, "evaluation")
 

@@ -50,7 +50,13 @@ def command_parser(usage: str, settings: type) -> ArgumentParser:
         default=None,
         help="Points with at most this energy in MeV are dropped; null = as the weights' own events were.",
     )
-    parser.add_argument("--data.batch_size", type=int, default=16, help="Events in a batch; no score depends on it.")
+    parser.add_argument(
+        "--data.batch_size",
+        type=int,
+        default=16,
+        help="Events in a batch. No score depends on it, but for probes of weights with a norm over the batch "
+        "(released PoLAr-MAE).",
+    )
     return parser
 
 

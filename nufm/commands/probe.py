@@ -64,7 +64,8 @@ class ProbeOptions:
     """What is probed.
 
     Attributes:
-        checkpoint: run folder, export folder, hf://owner/name, or released Panda weights (.pth).
+        checkpoint: run folder, export folder, hf://owner/name, or released weights (Panda .pth, PoLAr-MAE or Point-MAE
+            .ckpt).
         tasks: of points: motif (5 kinds of energy deposit), pid (6 particle types; files of PILArNet-M v1 have none).
             Of tokens: token_svm (which classes are in it: shower, track, Michel, delta; PoLAr-MAE's protocol),
             token_classes (share of each class), token_pairs (are two tokens of one particle), token_vertex (was a

@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", help="HDF5 file in the PILArNet-M layout")
     parser.add_argument("--event", type=int, default=0, help="which event of the file (default 0)")
     parser.add_argument(
-        "--checkpoint", help="run folder, export folder, hf://owner/name, or released Panda .pth"
+        "--checkpoint",
+        help="run folder, export folder, hf://owner/name, or released weights (Panda .pth, PoLAr-MAE or "
+        "Point-MAE .ckpt)",
     )
     parser.add_argument(
         "--tokens",

@@ -19,6 +19,10 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from run_support import REPOSITORY, environment, write_data, write_events
 
+import nufm.commands.display
+import nufm.commands.evaluate
+import nufm.commands.finetune
+import nufm.commands.probe
 import nufm.report
 from nufm.checkpoint import save_pretrained
 from nufm.commands.inputs import run_data
@@ -218,6 +222,24 @@ def test_help_explains_every_setting(capsys):
     ):
         assert flag in said and words in said
     assert "views" not in said and "--data.augment" not in said, "settings of trainings"
+
+
+@pytest.mark.parametrize("command", ["probe", "evaluate", "finetune", "display"])
+def test_every_command_says_which_weights_it_takes(capsys, command):
+    main = {
+        "probe": nufm.commands.probe.probe,
+        "evaluate": nufm.commands.evaluate.evaluate,
+        "finetune": nufm.commands.finetune.finetune,
+        "display": nufm.commands.display.main,
+    }[command]
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    phrase = "export folder, hf://owner/name, or released weights (Panda .pth, PoLAr-MAE or Point-MAE .ckpt)"
+    # lines may break after a hyphen
+    assert phrase.replace(" ", "").replace("-", "") in said.replace(" ", "").replace("-", "")
+    if command == "probe":
+        assert "but for probes of weights with a norm over the batch" in said
 
 
 def test_print_config_shows_the_settings_of_the_run(capsys, a_run):
