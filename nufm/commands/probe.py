@@ -124,7 +124,8 @@ def run(args: Sequence[str]) -> dict:
         print_table(table, Console())
     for table in found["tokens"].values():
         print_token_table(table, Console())
-    print(f"\nTables: {out / 'report.md'}. Pictures beside it: {', '.join(sorted(p.name for p in out.glob('*.png')))}.")
+    pictures = ", ".join(sorted(path.name for path in out.glob("*.png")))
+    print(f"\nTables: {out / 'report.md'}." + (f" Pictures beside it: {pictures}." if pictures else ""))
     return found
 
 
@@ -160,7 +161,8 @@ def probe_checkpoint(pretrained: Pretrained, data: PointDataModule, options: Pro
     start = time.perf_counter()
     chosen = {"shuffle": options.shuffle, "compare": options.compare}
     choices = encoder, data, options.fit, options.score
-    tables = token = {}
+    tables: dict[str, dict] = {}
+    token: dict[str, dict] = {}
     if of_points:
         tables = probe_tables(
             *choices, of_points, options.probe, options.seeds, storage=options.storage, **chosen

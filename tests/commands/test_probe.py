@@ -160,7 +160,7 @@ def test_one_split_for_both(a_run, tmp_path):
 TOKENS = ["--tasks", "[token_svm,token_classes,token_pairs,token_vertex]", "--tokens.balls", "5", "--threads", "1"]
 
 
-def test_tokens(a_run, tmp_path):
+def test_tokens(a_run, tmp_path, capsys):
     """Events of one track and no vertices: what can be asked is in the tables, what cannot is said."""
     args = ["--checkpoint", str(a_run), "--fit.events", "6", "--seeds", "[0,1]", "--out", str(tmp_path), *TOKENS]
     found = run(args)
@@ -182,6 +182,10 @@ def test_tokens(a_run, tmp_path):
     assert "No event has tokens of two particles" in text
     assert "the files do not say where particles were created" in text
     assert imread(tmp_path / "scores_token_svm.png")[..., :3].std() > 0.01
+    assert "Pictures beside it: scores_token_svm.png." in capsys.readouterr().out
+    run([*args, "--tasks", "[token_classes]", "--compare", "[]", "--out", str(tmp_path / "bare")])
+    said = capsys.readouterr().out
+    assert "report.md" in said and "Pictures" not in said and list((tmp_path / "bare").glob("*.png")) == []
 
 
 def test_too_few_tokens(capsys, a_run):
