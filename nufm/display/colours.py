@@ -173,7 +173,7 @@ def coloured_classes(
             else f"{name}  {count:,} (all)"
         )
 
-    table = np.array([_rgb(c) for c in colours] + [_rgb(UNKNOWN)]).reshape(-1, 3)
+    table = np.array([rgb_of(c) for c in colours] + [rgb_of(UNKNOWN)]).reshape(-1, 3)
     rgb = table[code]  # -1 takes the last row
     legend = [(line(names[c], counts[c]), colours[c]) for c in named]
     row = np.full(len(names) + 1, len(legend))
@@ -190,7 +190,8 @@ def coloured_classes(
     )
 
 
-def _rgb(colour: str) -> tuple[float, float, float]:
+def rgb_of(colour: str) -> tuple[float, float, float]:
+    """Red, green and blue in [0, 1] of ``#rrggbb``."""
     return tuple(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
 
 

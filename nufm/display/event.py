@@ -57,22 +57,22 @@ def draw_event(
     panels = list(event_panels(event, colours) if panels is None else panels)
     name, line = title or short_name(event), headline(event, simulated)
     if len(event) == 0 or not panels:
-        return _save(_nothing(_Sheet([4], name, line)), path)
+        return save(draw_nothing(Sheet([4], name, line)), path)
     first, others = panels[0], panels[1:]
-    sheet = _Sheet([4, len(others), len(others)] if others else [4], name, line, panels)
-    _draw_3d(sheet.axes(0, 0, projection="3d"), first, space)
+    sheet = Sheet([4, len(others), len(others)] if others else [4], name, line, panels)
+    draw_3d(sheet.axes(0, 0, projection="3d"), first, space)
     for column, drop in enumerate((1, 0, 2), start=1):
         ax = sheet.axes(0, column)
-        _draw_2d(ax, first, event, space, drop)
+        draw_2d(ax, first, event, space, drop)
         if column == 3:
-            _colour_bar(ax, first)
+            colour_bar(ax, first)
     for column, panel in enumerate(others):
-        _draw_3d(sheet.axes(1, column, projection="3d"), panel, space)
+        draw_3d(sheet.axes(1, column, projection="3d"), panel, space)
         ax = sheet.axes(2, column)
-        _draw_2d(ax, panel, event, space, _thinnest(event, space))
-        _colour_bar(ax, panel)
-        _legend(ax, panel)
-    return _save(sheet.figure, path)
+        draw_2d(ax, panel, event, space, thinnest(event, space))
+        colour_bar(ax, panel)
+        draw_legend(ax, panel)
+    return save(sheet.figure, path)
 
 
 def compare_panels(
@@ -95,16 +95,16 @@ def compare_panels(
     space = geometry(event)
     panels = [rgb_panel(event, name, rgb) for name, rgb in colours.items()]
     name = title or f"{short_name(event)}: first three principal components of the features"
-    sheet = _Sheet([max(len(panels), 2)] * 2, name, headline(event, simulated), cell=5.4)
+    sheet = Sheet([max(len(panels), 2)] * 2, name, headline(event, simulated), cell=5.4)
     if len(event) == 0 or not panels:
-        return _save(_nothing(sheet), path)
+        return save(draw_nothing(sheet), path)
     for column, panel in enumerate(panels):
-        _draw_3d(sheet.axes(0, column, projection="3d"), panel, space)
-        _draw_2d(sheet.axes(1, column), panel, event, space, _thinnest(event, space))
-    return _save(sheet.figure, path)
+        draw_3d(sheet.axes(0, column, projection="3d"), panel, space)
+        draw_2d(sheet.axes(1, column), panel, event, space, thinnest(event, space))
+    return save(sheet.figure, path)
 
 
-class _Sheet:
+class Sheet:
     """A figure whose rows are cut into different numbers of columns, with a heading above and legends
     below."""
 
@@ -139,13 +139,14 @@ class _Sheet:
         return self.figure.add_subplot(self.cells[row][0, column], **options)
 
 
-def _thinnest(event: Event, space: Geometry) -> int:
+def thinnest(event: Event, space: Geometry) -> int:
     """The axis along which the event is smallest: the projection along it hides least."""
     low, high = space.core(event.energy)
     return int(np.argmin(high - low))
 
 
-def _nothing(sheet: _Sheet) -> Figure:
+def draw_nothing(sheet: Sheet) -> Figure:
+    """Says that the event is empty."""
     grey = "#777777"
     sheet.figure.text(
         0.5, 0.45, "this event has no voxels", ha="center", va="center", fontsize=24, color=grey
@@ -153,7 +154,8 @@ def _nothing(sheet: _Sheet) -> Figure:
     return sheet.figure
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure; folders are made as needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
@@ -177,7 +179,7 @@ def _behind(panel: Panel) -> np.ndarray:
     return np.isin(panel.code, panel.behind)
 
 
-def _draw_3d(ax: Axes, panel: Panel, space: Geometry) -> None:
+def draw_3d(ax: Axes, panel: Panel, space: Geometry) -> None:
     """Points in 3D at true proportions, z up."""
     size, behind = np.clip(9000 / len(panel.rgb), 1.2, 9.0), _behind(panel)
     style = {"marker": "o", "linewidths": 0, "depthshade": False, "rasterized": True}
@@ -204,10 +206,10 @@ def _draw_3d(ax: Axes, panel: Panel, space: Geometry) -> None:
         axis.labelpad = -3
 
 
-def _draw_2d(ax: Axes, panel: Panel, event: Event, space: Geometry, drop: int) -> None:
+def draw_2d(ax: Axes, panel: Panel, event: Event, space: Geometry, drop: int) -> None:
     """Projection along axis ``drop`` of the region with nearly all energy, scales equal, voxels square."""
     across, up = PLANES[drop]
-    voxel = _frame_2d(ax, space, drop, *space.core(event.energy))
+    voxel = frame_2d(ax, space, drop, *space.core(event.energy))
     order = _front(panel)
     x, y = space.position[order][:, [across, up]].T
     # A voxel at its true size, or as large as a dot must be to be seen.
@@ -222,7 +224,7 @@ def _draw_2d(ax: Axes, panel: Panel, event: Event, space: Geometry, drop: int) -
         ax.text(0.98, 0.98, note, transform=ax.transAxes, ha="right", va="top", fontsize=9, color="#777777")
 
 
-def _frame_2d(ax: Axes, space: Geometry, drop: int, low: np.ndarray, high: np.ndarray) -> float:
+def frame_2d(ax: Axes, space: Geometry, drop: int, low: np.ndarray, high: np.ndarray) -> float:
     """Axes for a projection along axis ``drop`` of the region from ``low`` to ``high`` (3,) in cm, scales equal.
 
     Returns:
@@ -253,7 +255,7 @@ def _ticks(n: int):
     return MaxNLocator(n, steps=[1, 2, 5, 10])
 
 
-def _colour_bar(ax: Axes, panel: Panel) -> None:
+def colour_bar(ax: Axes, panel: Panel) -> None:
     """Colour bar beside an axes, if the panel shows a quantity."""
     if panel.values is None:
         return
@@ -270,7 +272,7 @@ def _colour_bar(ax: Axes, panel: Panel) -> None:
     bar.ax.tick_params(labelsize=10, colors=INK)
 
 
-def _legend(ax: Axes, panel: Panel) -> None:
+def draw_legend(ax: Axes, panel: Panel) -> None:
     """Names of the classes below an axes, if the panel shows classes."""
     if panel.code is None or not panel.names:
         return

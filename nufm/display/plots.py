@@ -82,12 +82,12 @@ def score_bars(report: Mapping, path: str | Path) -> Path:
     ax.set_yticks(range(0, 101, 20))
     ax.set_ylabel("F1 (%)", fontsize=12, color=INK)
     ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=1, fontsize=11, frameon=False)
-    _plain(ax)
+    plain_axes(ax)
     note = "   (simulated by nufm)" if report.get("simulated") else ""
     figure.text(
         0.5, 0.955, f"{report.get('task', 'probe')}{note}", ha="center", fontsize=13, fontweight="bold"
     )
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def training_curves(metrics_csv: str | Path, path: str | Path, title: str = "") -> Path:
@@ -117,7 +117,7 @@ def training_curves(metrics_csv: str | Path, path: str | Path, title: str = "") 
     figure.suptitle(title or "training", fontsize=14, fontweight="bold", color=INK)
     if not panels:
         figure.text(0.5, 0.45, "nothing was logged", ha="center", fontsize=16, color="#777777")
-        return _save(figure, path)
+        return save(figure, path)
     for index, (name, found, unit) in enumerate(panels):
         ax = figure.add_subplot(rows, columns, index + 1)
         for colour, (column, (step, value)) in zip(LINES * 3, found.items(), strict=False):
@@ -137,8 +137,8 @@ def training_curves(metrics_csv: str | Path, path: str | Path, title: str = "") 
             ax.set_ylim(0, max(1.0, max(float(np.nanmax(v)) for _, v in found.values())) * 1.03)
         if len(found) > 1:
             ax.legend(fontsize=9, frameon=False)
-        _plain(ax)
-    return _save(figure, path)
+        plain_axes(ax)
+    return save(figure, path)
 
 
 def read_metrics(metrics_csv: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -208,7 +208,8 @@ def _moving_average(value: np.ndarray, width: int) -> np.ndarray:
     return (total[high] - total[low]) / (high - low)
 
 
-def _plain(ax) -> None:
+def plain_axes(ax) -> None:
+    """Horizontal lines only, no frame."""
     ax.grid(axis="y", color=FAINT, linewidth=0.7, zorder=0)
     ax.set_axisbelow(True)
     ax.tick_params(colors=INK)
@@ -216,7 +217,8 @@ def _plain(ax) -> None:
         ax.spines[side].set_visible(False)
 
 
-def _save(figure, path: str | Path) -> Path:
+def save(figure, path: str | Path) -> Path:
+    """Write a figure; folders are made as needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)

@@ -34,13 +34,13 @@ from nufm.display.colours import (
 )
 from nufm.display.event import (
     INK,
-    _draw_2d,
-    _draw_3d,
-    _legend,
-    _nothing,
-    _save,
-    _Sheet,
-    _thinnest,
+    Sheet,
+    draw_2d,
+    draw_3d,
+    draw_legend,
+    draw_nothing,
+    save,
+    thinnest,
 )
 from nufm.display.geometry import geometry, headline, short_name
 from nufm.display.interactive import html_figure
@@ -84,18 +84,18 @@ def draw_prediction(
     panels = prediction_panels(event, prediction, task)
     caption = caption or _share_right(panels)
     line = headline(event, simulated) + (f"   ·   {caption}" if caption else "")
-    sheet = _Sheet([len(panels)] * 2, title or short_name(event), line, panels, cell=5.4)
+    sheet = Sheet([len(panels)] * 2, title or short_name(event), line, panels, cell=5.4)
     if len(event) == 0:
-        return _save(_nothing(sheet), path)
+        return save(draw_nothing(sheet), path)
     space = geometry(event)
     for column, panel in enumerate(panels):
-        _draw_3d(sheet.axes(0, column, projection="3d"), panel, space)
+        draw_3d(sheet.axes(0, column, projection="3d"), panel, space)
         ax = sheet.axes(1, column)
-        _draw_2d(ax, panel, event, space, _thinnest(event, space))
-        _legend(ax, panel)
+        draw_2d(ax, panel, event, space, thinnest(event, space))
+        draw_legend(ax, panel)
         if panel.note:
             ax.set_title(panel.note, fontsize=10, color=INK, loc="left")
-    return _save(sheet.figure, path)
+    return save(sheet.figure, path)
 
 
 def prediction_sheet(
@@ -121,9 +121,9 @@ def prediction_sheet(
     line = "   ·   ".join([f"task '{task.name}'", said[0], *said[3:]])
     width = max(len(panels) for panels in rows)
     entries = _common_legend(rows, task)
-    # One row of the legend for every four entries, as _Sheet counts two a line.
+    # One row of the legend for every four entries, as Sheet counts two a line.
     room = [Panel("", np.zeros((0, 3)), names=("",) * (2 * (1 + -(-len(entries) // 4))))]
-    sheet = _Sheet([width] * len(rows), title or "truth and prediction", line, room, cell=4.6, named_rows=True)
+    sheet = Sheet([width] * len(rows), title or "truth and prediction", line, room, cell=4.6, named_rows=True)
     for row, (item, panels) in enumerate(zip(items, rows, strict=True)):
         words = (short_name(item.event), f"{len(item.event):,} voxels", item.caption or _share_right(panels))
         for column, panel in enumerate(panels):
@@ -136,13 +136,13 @@ def prediction_sheet(
             ax.set_title(panel.title, fontsize=12, color=INK)
             if len(item.event):
                 space = geometry(item.event)
-                _draw_2d(ax, panel, item.event, space, _thinnest(item.event, space))
+                draw_2d(ax, panel, item.event, space, thinnest(item.event, space))
             else:
                 ax.text(0.5, 0.5, "no voxels", ha="center", va="center", transform=ax.transAxes, color="#777777")
                 ax.set(xticks=(), yticks=())
     if entries:
         _figure_legend(sheet, entries)
-    return _save(sheet.figure, path)
+    return save(sheet.figure, path)
 
 
 def prediction_page(
@@ -469,7 +469,7 @@ def _common_legend(rows: Sequence[Sequence[Panel]], task: Task) -> list[tuple[st
     return list(entries.items())
 
 
-def _figure_legend(sheet: _Sheet, entries: Sequence[tuple[str, str]]) -> None:
+def _figure_legend(sheet: Sheet, entries: Sequence[tuple[str, str]]) -> None:
     from matplotlib.lines import Line2D
 
     style = {"linestyle": "none", "marker": "s", "markersize": 9, "markeredgecolor": "#888888", "markeredgewidth": 0.4}

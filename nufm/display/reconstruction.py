@@ -13,9 +13,19 @@ import numpy as np
 
 from nufm.data.tokens import EventReconstruction
 from nufm.display.colours import Panel, energy_panel, energy_rgb
-from nufm.display.event import INK, _colour_bar, _frame_2d, _nothing, _save, _Sheet, _thinnest
+from nufm.display.event import INK, Sheet, colour_bar, draw_nothing, frame_2d, save, thinnest
 from nufm.display.geometry import Geometry, geometry, headline, position_cm, short_name
-from nufm.display.tokens import CLOSE_UP, _balls, _centres, _dots, _frame_of, _inside, _row_name, busiest, third_line
+from nufm.display.tokens import (
+    CLOSE_UP,
+    busiest,
+    draw_balls,
+    draw_centres,
+    draw_dots,
+    draw_outline,
+    inside_box,
+    row_name,
+    third_line,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,36 +64,36 @@ def draw_reconstruction(
     name = title or f"{short_name(event)}: reconstruction of hidden tokens"
     line = headline(event, simulated)
     if len(event) == 0:
-        return _save(_nothing(_Sheet([4], name, line)), path)
+        return save(draw_nothing(Sheet([4], name, line)), path)
     space, energies = geometry(event), energy_panel(event)
     panels = _panels(found, space, energies)
-    sheet = _Sheet([len(panels), len(panels), 3], name, line, cell=4.6, named_rows=True)
+    sheet = Sheet([len(panels), len(panels), 3], name, line, cell=4.6, named_rows=True)
     third_line(sheet, hidden_text(found))
-    drop, radii = _thinnest(event, space), found.tokens.radius * space.pitch
+    drop, radii = thinnest(event, space), found.tokens.radius * space.pitch
     centre = position_cm(event, found.tokens.centre[found.hidden])
     rows = np.unique(found.rows)
     low, high = busiest(space.position[rows] if len(rows) else space.position, centre, CLOSE_UP * radii)
-    shown = _inside(centre, low, high)
+    shown = inside_box(centre, low, high)
     for column, (label, layers) in enumerate(panels.items()):
         whole, near = sheet.axes(0, column), sheet.axes(1, column)
         whole.set_title(label, fontsize=12, fontweight="bold", color=INK)
         _draw(whole, layers, space, drop, *space.core(event.energy))
-        _frame_of(whole, low, high, drop)
+        draw_outline(whole, low, high, drop)
         _draw(near, [_cut(layer, low, high) for layer in layers], space, drop, low, high)
-        _balls(near, centre[shown], radii, GREY, drop, linewidths=0.8)
+        draw_balls(near, centre[shown], radii, GREY, drop, linewidths=0.8)
         if column == 0:
-            _centres(near, centre[shown], drop)
+            draw_centres(near, centre[shown], drop)
             edge = high[0] - low[0]
             text = f"close-up of {edge:.3g} cm where most was hidden   ·   circles: balls of the hidden tokens"
-            _row_name(near, f"{text}   ·   grey: not hidden")
-    _colour_bar(whole, energies)
-    _colour_bar(near, energies)
+            row_name(near, f"{text}   ·   grey: not hidden")
+    colour_bar(whole, energies)
+    colour_bar(near, energies)
     _distances(sheet.axes(2, 0), found)
     if found.energy is not None:
         _energies(sheet.axes(2, 1), *nearest_energies(found), "nearest predicted point")
     if found.infilled is not None:
         _energies(sheet.axes(2, 2), event.energy[found.rows], found.infilled, "infilled at the true point")
-    return _save(sheet.figure, path)
+    return save(sheet.figure, path)
 
 
 def hidden_text(found: EventReconstruction) -> str:
@@ -173,14 +183,14 @@ def _by_energy(position: np.ndarray, energy: np.ndarray, scale: Panel) -> Layer:
 
 
 def _cut(layer: Layer, low: np.ndarray, high: np.ndarray) -> Layer:
-    rows = _inside(layer.position, low, high)
+    rows = inside_box(layer.position, low, high)
     return Layer(layer.position[rows], layer.rgb if isinstance(layer.rgb, str) else layer.rgb[rows])
 
 
 def _draw(ax: Axes, layers: list[Layer], space: Geometry, drop: int, low: np.ndarray, high: np.ndarray) -> None:
-    voxel = _frame_2d(ax, space, drop, low, high)
+    voxel = frame_2d(ax, space, drop, low, high)
     for height, layer in enumerate(layers):
-        _dots(ax, layer.position, layer.rgb, drop, voxel, zorder=2 + 0.1 * height)
+        draw_dots(ax, layer.position, layer.rgb, drop, voxel, zorder=2 + 0.1 * height)
 
 
 # ---------------------------------------------------------------------- how good

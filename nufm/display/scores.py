@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nufm.display.plots import BARS, DPI, FAINT, GREY, INK, LINES, _plain, _save
+from nufm.display.plots import BARS, DPI, FAINT, GREY, INK, LINES, plain_axes, save
 
 BLUE, RED = "#0072b2", "#d55e00"
 
@@ -79,7 +79,7 @@ def confusion_matrix(
     total = counts.sum()
     right_share = f"{100 * np.trace(counts[:, :n]) / total:.2f} % of {_count(total)} {noun} right" if total else "empty"
     _heading(figure, title or "confusion matrix", f"{right_share}; per cent of each row")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def reliability_diagram(scores: Mapping, path: str | Path, title: str = "", noun: str = "voxels") -> Path:
@@ -133,12 +133,12 @@ def reliability_diagram(scores: Mapping, path: str | Path, title: str = "", noun
     lower.set_ylabel(noun, fontsize=12, color=INK)
     lower.set_xlabel("confidence", fontsize=12, color=INK)
     for ax in (upper, lower):
-        _plain(ax)
+        plain_axes(ax)
     names = {"expected_error": "expected error", "maximum_error": "maximum", "brier": "Brier", "nll": "NLL"}
     values = {words: float(scores[name]) for name, words in names.items() if name in scores}
     said = ", ".join(f"{words} {value:.3f}" for words, value in values.items() if np.isfinite(value))
     _heading(figure, title or "reliability", said or "no points")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def per_class_bars(
@@ -183,9 +183,9 @@ def per_class_bars(
     ax.set(xlim=(-0.5, len(groups) - 0.5), ylim=(0, 108), yticks=range(0, 101, 20))
     ax.set_ylabel("score (%)", fontsize=12, color=INK)
     ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(scores) or 1, fontsize=11, frameon=False)
-    _plain(ax)
+    plain_axes(ax)
     _heading(figure, title or "scores by class", line)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def score_curves(
@@ -259,7 +259,7 @@ def score_curves(
     ax.set_xlabel("labelled events", fontsize=12, color=INK)
     ax.set_ylabel(f"{score} (%)", fontsize=12, color=INK)
     ax.grid(axis="x", color=FAINT, linewidth=0.7)
-    _plain(ax)
+    plain_axes(ax)
     marks = [
         Line2D([], [], color=colour[n], linewidth=2.4, marker="o" if n in lines else "D", markersize=5, label=n,
                linestyle="-" if n in lines else (0, (4, 2)))
@@ -273,7 +273,7 @@ def score_curves(
     if marks:
         figure.legend(handles=marks, loc="upper left", bbox_to_anchor=(0.74, 0.87), fontsize=10.5, frameon=False)
     _heading(figure, title or "label efficiency", line)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _heading(figure, title: str, line: str) -> None:

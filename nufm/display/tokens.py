@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nufm.data.tokens import EventTokens
-from nufm.display.colours import INSTANCE_COLOURS, Panel, _rgb
-from nufm.display.event import INK, PLANES, _draw_3d, _frame_2d, _nothing, _save, _Sheet, _thinnest
+from nufm.display.colours import INSTANCE_COLOURS, Panel, rgb_of
+from nufm.display.event import INK, PLANES, Sheet, draw_3d, draw_nothing, frame_2d, save, thinnest
 from nufm.display.geometry import Geometry, geometry, headline, position_cm, short_name
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def draw_tokens(
         The path.
     """
     event = tokens.event
-    sheet = _Sheet(
+    sheet = Sheet(
         [3, 3],
         title or f"{short_name(event)}: tokens",
         headline(event, simulated),
@@ -52,37 +52,37 @@ def draw_tokens(
         named_rows=True,
     )
     if len(event) == 0:
-        return _save(_nothing(sheet), path)
+        return save(draw_nothing(sheet), path)
     space, panel, colour = geometry(event), token_panel(tokens), token_colours(tokens)
-    drop = _thinnest(event, space)
-    _draw_3d(sheet.axes(0, 0, projection="3d"), panel, space)
+    drop = thinnest(event, space)
+    draw_3d(sheet.axes(0, 0, projection="3d"), panel, space)
     whole = sheet.axes(0, 1)
-    voxel = _frame_2d(whole, space, drop, *space.core(event.energy))
-    _dots(whole, space.position, panel.rgb, drop, voxel)
+    voxel = frame_2d(whole, space, drop, *space.core(event.energy))
+    draw_dots(whole, space.position, panel.rgb, drop, voxel)
     third_line(sheet, f"{token_text(tokens, space)}   ·   {coverage_text(tokens)}")
     histogram(sheet.axes(0, 2), tokens)
     centre = position_cm(event, tokens.centre)
     low, high = busiest(space.position, centre, CLOSE_UP * tokens.radius * space.pitch)
-    _frame_of(whole, low, high, drop)
-    shown = _inside(centre, low, high)
-    near = np.flatnonzero(_inside(space.position, low, high))
+    draw_outline(whole, low, high, drop)
+    shown = inside_box(centre, low, high)
+    near = np.flatnonzero(inside_box(space.position, low, high))
     near = near[np.argsort(tokens.times[near] > 0, kind="stable")]  # what is in no token behind the others
     for column, across in enumerate((1, 0, 2)):
         ax = sheet.axes(1, column)
-        voxel = _frame_2d(ax, space, across, low, high)
-        _dots(ax, space.position[near], panel.rgb[near], across, voxel)
-        _balls(ax, centre[shown], tokens.radius * space.pitch, [COLOURS[c] for c in colour[shown]], across)
-        _centres(ax, centre[shown], across)
+        voxel = frame_2d(ax, space, across, low, high)
+        draw_dots(ax, space.position[near], panel.rgb[near], across, voxel)
+        draw_balls(ax, centre[shown], tokens.radius * space.pitch, [COLOURS[c] for c in colour[shown]], across)
+        draw_centres(ax, centre[shown], across)
         if column == 0:
-            _row_name(ax, close_up_text(low, high, len(near), int(shown.sum())))
+            row_name(ax, close_up_text(low, high, len(near), int(shown.sum())))
     _figure_legend(sheet, tokens)
-    return _save(sheet.figure, path)
+    return save(sheet.figure, path)
 
 
 def token_panel(tokens: EventTokens) -> Panel:
     """Points coloured by the token with the nearest centre among those they are in; grey in none."""
     owner = nearest_token(tokens)
-    table = np.array([_rgb(c) for c in (*COLOURS, NOT_KEPT, MISSED)])
+    table = np.array([rgb_of(c) for c in (*COLOURS, NOT_KEPT, MISSED)])
     code = np.where(tokens.in_ball, len(COLOURS), len(COLOURS) + 1)
     code[owner >= 0] = token_colours(tokens)[owner[owner >= 0]]
     return Panel("tokens", table[code])
@@ -161,15 +161,17 @@ def coverage_text(tokens: EventTokens) -> str:
 
 
 def close_up_text(low: np.ndarray, high: np.ndarray, n_points: int, n_tokens: int) -> str:
+    """Size of the close-up, and what is in it."""
     size = " × ".join(f"{edge:.3g}" for edge in high - low)
     return f"close-up of {size} cm: {n_points:,} voxels, {n_tokens:,} centres"
 
 
-def _inside(position: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def inside_box(position: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """bool (N,) points (N, 3) in the box with the corners ``low`` and ``high`` (3,)."""
     return ((position >= low) & (position <= high)).all(1)
 
 
-def _dots(
+def draw_dots(
     ax: Axes, position: np.ndarray, rgb: np.ndarray | str, drop: int, voxel: float, zorder: float = 2, marker: str = "s"
 ) -> None:
     """Points at the size of a voxel, or as large as a dot must be to be seen."""
@@ -177,7 +179,7 @@ def _dots(
     ax.scatter(x, y, c=rgb, s=max(voxel, 1.7) ** 2, marker=marker, linewidths=0, rasterized=True, zorder=zorder)
 
 
-def _balls(
+def draw_balls(
     ax: Axes, centre: np.ndarray, radii: np.ndarray, colours: Sequence[str] | str, drop: int, **style: object
 ) -> None:
     """Outlines of balls."""
@@ -196,11 +198,12 @@ def _balls(
     )  # fmt: skip
 
 
-def _centres(ax: Axes, centre: np.ndarray, drop: int) -> None:
+def draw_centres(ax: Axes, centre: np.ndarray, drop: int) -> None:
+    """A cross at each centre (T, 3) in cm."""
     ax.scatter(*centre[:, PLANES[drop]].T, marker="+", s=38, c=INK, linewidths=1.1, zorder=4)
 
 
-def _frame_of(ax: Axes, low: np.ndarray, high: np.ndarray, drop: int) -> None:
+def draw_outline(ax: Axes, low: np.ndarray, high: np.ndarray, drop: int) -> None:
     """Outline of the close-up."""
     from matplotlib.patches import Rectangle
 
@@ -208,12 +211,14 @@ def _frame_of(ax: Axes, low: np.ndarray, high: np.ndarray, drop: int) -> None:
     ax.add_patch(Rectangle(low[plane], *(high - low)[plane], fill=False, edgecolor=INK, linewidth=1.0, zorder=5))
 
 
-def third_line(sheet: _Sheet, text: str) -> None:
+def third_line(sheet: Sheet, text: str) -> None:
+    """A line below the two of the heading."""
     figure = sheet.figure
     figure.text(0.5, 1 - 1.0 / figure.get_figheight(), text, ha="center", va="center", fontsize=13, color=INK)
 
 
-def _row_name(ax: Axes, text: str) -> None:
+def row_name(ax: Axes, text: str) -> None:
+    """What a row of axes shows, above the first of them."""
     ax.text(0, 1.07, text, transform=ax.transAxes, fontsize=12, color=INK, fontweight="bold")
 
 
@@ -232,7 +237,7 @@ def histogram(ax: Axes, tokens: EventTokens) -> None:
         ax.spines[side].set_visible(False)
 
 
-def _figure_legend(sheet: _Sheet, tokens: EventTokens) -> None:
+def _figure_legend(sheet: Sheet, tokens: EventTokens) -> None:
     from matplotlib.lines import Line2D
 
     square = {"linestyle": "none", "marker": "s", "markersize": 9, "markeredgecolor": "#888888", "markeredgewidth": 0.4}

@@ -22,8 +22,8 @@ CLASSES = ("shower", "track", "Michel", "delta", "LED")
 @pytest.fixture
 def figures(monkeypatch) -> list:
     """The figures that were saved."""
-    kept, save = [], scores._save
-    monkeypatch.setattr(scores, "_save", lambda figure, path: kept.append(figure) or save(figure, path))
+    kept, save = [], scores.save
+    monkeypatch.setattr(scores, "save", lambda figure, path: kept.append(figure) or save(figure, path))
     return kept
 
 
