@@ -285,7 +285,12 @@ def write_report(
         colours = {name: pca_colours(encoder_features(e)(batch).cpu().numpy()) for name, e in encoders.items()}
     compare_panels(event, colours, pictures / "features.png")
     if hasattr(module, "examples"):  # what a method has to show of an event, besides the features of its encoder
-        for name, found in module.examples(event, datamodule.transforms, datamodule.grid_size).items():
+        try:
+            examples = module.examples(event, datamodule.transforms, datamodule.grid_size)
+        except ValueError as error:  # transforms that cannot be undone, say: no reason to lose the report
+            examples = {}
+            Console(stderr=True).print(f"pictures of what the method says are left out: {error}", markup=False)
+        for name, found in examples.items():
             draw[type(found)](found, pictures / f"{name}.png")
     score_bars(report, pictures / "probe.png")
     if (run_dir / "metrics.csv").exists():

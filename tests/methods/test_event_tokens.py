@@ -185,11 +185,15 @@ def test_tokens_by_name(genuine) -> None:
         tokens_named(genuine, None, own)
 
 
-def test_a_report_has_the_pictures(tmp_path) -> None:
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_report_has_the_pictures(tmp_path, capsys, moved) -> None:
+    transforms = [*TRANSFORMS, *([CenterShift()] if moved else [])]
     data = PointDataModule(
-        str(write_data(tmp_path / "data")), transforms=list(TRANSFORMS), grid_size=VOXEL, batch_size=4, min_points=16
+        str(write_data(tmp_path / "data")), transforms=transforms, grid_size=VOXEL, batch_size=4, min_points=16
     )
     settings = ProbeSettings(epochs=1, batch_size=512)
     write_report(model(), data, tmp_path / "run", n_events=2, settings=settings)
     pictures = {path.stem for path in (tmp_path / "run" / "pictures").glob("*.png")}
-    assert pictures == {"event", "features", "probe", "reconstruction", "tokens"}
+    assert pictures == {"event", "features", "probe"} | (set() if moved else {"reconstruction", "tokens"})
+    assert ("left out: cannot turn coordinates" in " ".join(capsys.readouterr().err.split())) is moved
+    assert (tmp_path / "run" / "report.json").exists()
