@@ -1,11 +1,11 @@
 """Which pretraining tells most? Point-MAE, PoLAr-MAE and Panda beside untrained encoders and raw inputs.
 
-    python benchmarks/ssl_methods.py                    # pretrains each for 25 min of one core, then probes them
+    python benchmarks/ssl_methods.py                    # pretrains each for 15 min of one core, then probes them
     python benchmarks/ssl_methods.py --minutes 60
     python benchmarks/ssl_methods.py --finished         # the table of the runs that are there
 
 Matched: the events (the same 2000 simulated ones, without labels), their preparation (coordinates, log energy;
-low-energy deposits stay in), the encoders' size (1.55 and 1.58 million parameters), and the processor time of the
+low-energy deposits stay in), the encoders' size (1.55 and 1.57 million parameters), and the processor time of the
 training. How many steps a method gets is measured: a few steps of each are timed first. Every run is one process on one
 core.
 
@@ -272,7 +272,7 @@ def write(folders: dict[str, Path], seeds: list[int], seed: int, out: Path) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=25.0, help="processor time of every training")
+    parser.add_argument("--minutes", type=float, default=15.0, help="processor time of every training")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seed", type=int, default=0, help="of the pretrainings")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of probes and untrained encoders")
