@@ -87,8 +87,9 @@ def _compare(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> 
 
 
 def _as_good_as_equal(a: Any, b: Any) -> bool:
-    """Lengths and shares that differ only in how many digits were written down."""
-    return isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-5)
+    """Lengths and shares that differ only in how many digits were written down, or by the hair that tokenizers take off
+    their radius."""
+    return isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=2e-4)
 
 
 def _plain(value: Any) -> Any:

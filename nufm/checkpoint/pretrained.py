@@ -93,6 +93,10 @@ class Pretrained:
         Raises:
             ValueError: the model has no encoder.
         """
+        if not isinstance(event, Event):
+            raise ValueError(
+                f"features() takes one Event, found a {type(event).__name__}; read events with PILArNetReader(file)[i]"
+            )
         batch, kept = self._numbered([event])
         if not hasattr(self.encoder, "point_features"):
             raise ValueError(

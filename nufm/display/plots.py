@@ -47,8 +47,10 @@ def score_bars(report: Mapping, path: str | Path) -> Path:
 
     classes, rows = list(report.get("classes", ())), list(report["scores"].items())
     groups = ["macro-F1", *classes]
-    figure = Figure(figsize=(1.5 * len(groups) + 3.2, 4.8), dpi=DPI, facecolor="white")
-    ax = figure.add_axes((0.075, 0.12, 0.905, 0.64))
+    above = 0.5 + 0.26 * max(len(rows), 3)  # inches for the title and a line of the legend for each row
+    height = 3.6 + above
+    figure = Figure(figsize=(1.5 * len(groups) + 3.2, height), dpi=DPI, facecolor="white")
+    ax = figure.add_axes((0.075, 0.5 / height, 0.905, 3.1 / height))
     width = 0.8 / max(len(rows), 1)
     for i, (key, row) in enumerate(rows):
         if not row["per_seed"]:
@@ -72,8 +74,8 @@ def score_bars(report: Mapping, path: str | Path) -> Path:
             ax.scatter(x + offset, seed, s=9, color="white", edgecolors=INK, linewidths=0.6, zorder=3)
         for group, value in enumerate(mean):
             if np.isfinite(value):
-                above = value + (spread[group] if spread is not None else 0) + 1.2
-                ax.text(x[group], above, f"{value:.0f}", ha="center", va="bottom", fontsize=9, color=INK)
+                top = value + (spread[group] if spread is not None else 0) + 1.2
+                ax.text(x[group], top, f"{value:.0f}", ha="center", va="bottom", fontsize=9, color=INK)
     ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
     ax.set_xticks(range(len(groups)), groups, fontsize=12)
     ax.get_xticklabels()[0].set_fontweight("bold")
@@ -85,7 +87,7 @@ def score_bars(report: Mapping, path: str | Path) -> Path:
     plain_axes(ax)
     note = "   (simulated by nufm)" if report.get("simulated") else ""
     figure.text(
-        0.5, 0.955, f"{report.get('task', 'probe')}{note}", ha="center", fontsize=13, fontweight="bold"
+        0.5, 1 - 0.27 / height, f"{report.get('task', 'probe')}{note}", ha="center", fontsize=13, fontweight="bold"
     )
     return save(figure, path)
 
@@ -195,7 +197,7 @@ def _short(name: str) -> str:
     last = _last(name)
     for ending in ("_teacher_entropy", "_kl", "_prototype_use"):
         last = last.removesuffix(ending)
-    return {"loss": "total"}.get(last, last)
+    return {"loss": "total", "chamfer_constant": "one prediction for all"}.get(last, last)
 
 
 def _moving_average(value: np.ndarray, width: int) -> np.ndarray:

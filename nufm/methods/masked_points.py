@@ -19,6 +19,7 @@ Shape legend: T tokens, M masked tokens, K slots of a full token, P slots of mas
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -160,6 +161,12 @@ class MaskedPoints(LightningModule):
         parts = self.losses(found)
         total = sum(parts.values())  # both with weight 1, as published
         tokens, hidden = found.tokens, found.hidden
+        if len(hidden) == 0:
+            warnings.warn(
+                f"{batch.names[:1]} …: nothing to learn from, {len(tokens)} tokens of {len(batch)} points and none is "
+                f"hidden; is the tokenizer's radius {self.encoder.tokenizer.radius:g} in units of the coordinates?",
+                stacklevel=2,
+            )
         shown = {
             **{f"train/{name}": part.detach() for name, part in parts.items()},
             "train/tokens_per_event": len(tokens) / batch.n_events,

@@ -158,7 +158,7 @@ class Tokenizer(nn.Module):
         self.n_left_out, self._said = 0, 0  # tokens beyond max_tokens so far, and at the last warning
 
     @classmethod
-    def preset(cls, voxels: Literal["2.5", "5", "25"], **changes: Any) -> Tokenizer:
+    def preset(cls, voxels: str | float, **changes: Any) -> Tokenizer:
         """Balls of 2.5, 5 or 25 voxels of PILArNet-M, with the published sizes and any number of tokens.
 
         Source: DeepLearnPhysics/PoLAr-MAE, polarmae/layers/tokenizer.py. Its limits of 1024, 512 and 128 tokens are
@@ -169,6 +169,7 @@ class Tokenizer(nn.Module):
             "5": {"radius": 5 * HAIR * VOXEL, "max_points": 32, "overlap": 0.72},
             "25": {"radius": 25 * HAIR * VOXEL, "max_points": 128, "overlap": 0.72, "seeds": 256, "centre": "mean"},
         }
+        voxels = voxels if isinstance(voxels, str) else f"{voxels:g}"
         if voxels not in sizes:
             raise ValueError(f"there is no tokenizer preset '{voxels}', expected one of {', '.join(sizes)}")
         return cls(**sizes[voxels] | changes)

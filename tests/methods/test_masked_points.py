@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -217,6 +218,17 @@ def test_weight_decay_spares_what_it_should() -> None:
         assert groups.keys() == set(names.values())
         assert groups["point_head.weight"] == 0.05
         assert (groups["mask_token"] == 0) == (groups["encoder.embedding.first.1.weight"] == 0) == spared
+
+
+def test_a_batch_with_nothing_to_hide_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a radius in voxels where coordinates are normalised: every event would be one token."""
+    model = small()
+    monkeypatch.setattr(MaskedPoints, "log_dict", lambda *_, **__: None)
+    monkeypatch.setattr(MaskedPoints, "log", lambda *_, **__: None)
+    monkeypatch.setattr(MaskedPoints, "trainer", SimpleNamespace(log_every_n_steps=7, global_step=0))
+    monkeypatch.setattr(MaskedPoints, "global_step", 0)
+    with pytest.warns(UserWarning, match=r"nothing to learn from, 1 tokens of 2 points.*radius 5"):
+        model.training_step(batch_of([torch.zeros(2, 3)]), 0)
 
 
 # ---------------------------------------------------------------------- a run

@@ -201,6 +201,7 @@ def test_nan_is_refused_and_so_are_settings_that_cannot_be_meant() -> None:
             Tokenizer(**PLAIN | changes)
     with pytest.raises(ValueError, match=r"no tokenizer preset '3'.*2.5, 5, 25"):
         Tokenizer.preset("3")
+    assert Tokenizer.preset(2.5).arguments == Tokenizer.preset("2.5").arguments
 
 
 @pytest.mark.parametrize(("voxels", "points", "overlap"), [("2.5", 16, 0.73), ("5", 32, 0.72), ("25", 128, 0.72)])
