@@ -101,7 +101,8 @@ class Tokenizer(nn.Module):
         beyond: what happens where there are more: ``error``, or ``truncate`` to the most central ones, with a warning
             that counts them.
         reduction: which points of a fuller ball are kept: ``farthest`` or ``energy``.
-        centre: ``seed``, or ``mean`` of the points in the slots.
+        centre: ``seed``, or ``mean`` of the points in the slots: the ball was filled around the seed, so that a point
+            may then lie farther than a radius from the centre.
         neighbour_cap, ball_cap: look at no more than the first so many points, in the order that ``order`` says, when
             seeds are thinned and when balls are filled, as published. None = all.
         order: ``coordinates``: ties, and where farthest points begin, are settled by the coordinates, so that a token
