@@ -26,14 +26,13 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from nufm.checkpoint.panda_files import STEM, Released, read_released, shape_of
 from nufm.checkpoint.pretrained import ENERGY_THRESHOLD, Pretrained
-from nufm.checkpoint.weights import check_finite, check_fit, check_types, some
+from nufm.checkpoint.weights import Model, built_empty, check_finite, check_fit, check_types, some
 from nufm.data.tasks import task_named
 from nufm.data.transforms import event_transforms
 from nufm.models.detector import Detector
@@ -41,7 +40,6 @@ from nufm.models.ptv3 import PointTransformerV3
 from nufm.models.segmenter import Decoder, Segmenter
 
 log = logging.getLogger(__name__)
-Model = TypeVar("Model", bound=nn.Module)
 
 GRID_SIZE = 0.001
 PANDA_ON_HUB = r"DeepLearnPhysics/Panda(-\w+)?"
@@ -202,7 +200,7 @@ def _empty_encoder(released: Released, faithful: bool) -> tuple[PointTransformer
     tensors = {k: v for k, v in released.encoder.items() if not k.startswith("dec.")}
     arguments = _encoder_arguments(tensors, released.encoder_config, released.path)
     arguments["depth_bits"] = None if faithful else "event"
-    return _built(PointTransformerV3, arguments, released.path), tensors
+    return built_empty(PointTransformerV3, arguments, released.path), tensors
 
 
 def _segmenter(released: Released, faithful: bool) -> tuple[Segmenter, str]:
@@ -217,10 +215,10 @@ def _segmenter(released: Released, faithful: bool) -> tuple[Segmenter, str]:
     decoder = None
     if decoder_tensors:
         arguments = _decoder_arguments(decoder_tensors, released.encoder_config, path)
-        decoder = _built(Decoder, {"encoder_channels": list(encoder.channels), **arguments}, path)
+        decoder = built_empty(Decoder, {"encoder_channels": list(encoder.channels), **arguments}, path)
     n_classes, _ = shape_of(released.head, "seg_head.weight", 2, path)
     _agree("num_classes", released.config.get("num_classes", n_classes), n_classes, path)
-    model = _built(Segmenter, {"encoder": encoder, "decoder": decoder, "n_classes": n_classes}, path)
+    model = built_empty(Segmenter, {"encoder": encoder, "decoder": decoder, "n_classes": n_classes}, path)
     tensors = {f"encoder.{k}": v for k, v in encoder_tensors.items()}
     tensors |= {f"decoder.{k}": v for k, v in decoder_tensors.items()}
     tensors |= {k.replace("seg_head.", "head."): v for k, v in released.head.items()}
@@ -270,17 +268,8 @@ def _detector(released: Released, faithful: bool) -> tuple[Detector, str]:
         "mask_from": "before_last_update",
         **_stored(config, RULES, path),
     }
-    model = _built(Detector, arguments, path)
+    model = built_empty(Detector, arguments, path)
     return _filled(model, {f"encoder.{k}": v for k, v in encoder_tensors.items()} | head, released, []), task
-
-
-def _built(cls: Callable[..., Model], arguments: Mapping[str, Any], path: Path) -> Model:
-    """Without memory: the tensors of a stranger's file can ask for any size."""
-    with torch.device("meta"):
-        try:
-            return cls(**arguments)
-        except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
-            raise ValueError(f"{path}: {cls.__name__} cannot be built from {dict(arguments)}: {error}") from error
 
 
 def _filled(model: Model, tensors: Mapping[str, Tensor], released: Released, unused: list[str]) -> Model:

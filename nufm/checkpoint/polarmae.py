@@ -26,9 +26,9 @@ released files themselves were not at hand when this was written: it follows the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ from nufm.checkpoint.polarmae_files import (
     refuse_others,
 )
 from nufm.checkpoint.pretrained import Pretrained
-from nufm.checkpoint.weights import check_finite, check_fit, check_types
+from nufm.checkpoint.weights import Model, built_empty, check_finite, check_fit, check_types
 from nufm.data.tasks import task_named
 from nufm.data.transforms import LogEnergy, NormalizeCoord, Transform, WithoutLED
 from nufm.models.token_encoder import TokenEncoder
@@ -53,7 +53,6 @@ from nufm.models.token_segmenter import TokenSegmenter
 from nufm.models.tokens import Tokenizer
 
 log = logging.getLogger(__name__)
-Model = TypeVar("Model", bound=nn.Module)
 
 GRID_SIZE = 0.0015035  # a voxel, as in configs/finetune/polarmae_*.yaml; the models do not use it
 WIDTHS = {"vit_tiny": (192, 6), "vit_small": (384, 6), "vit_base": (768, 12)}  # channels, heads
@@ -221,7 +220,7 @@ def _encoder(released: Released) -> TokenEncoder:
         "feature_blocks": list(blocks),
     }
     _check_count(released)
-    return _filled(_built(TokenEncoder, arguments, path), released.part("encoder."), path)
+    return _filled(built_empty(TokenEncoder, arguments, path), released.part("encoder."), path)
 
 
 def _segmenter(released: Released, encoder: TokenEncoder) -> tuple[TokenSegmenter, str]:
@@ -240,7 +239,7 @@ def _segmenter(released: Released, encoder: TokenEncoder) -> tuple[TokenSegmente
     choice(settings or {}, "num_classes", n_classes, (n_classes,), path)
     dropout = positive(settings or {}, "seg_head_dropout", 0.5, path, zero=True)
     arguments = {"encoder": encoder, "n_classes": n_classes, "hidden": hidden, "dropout": dropout}
-    model = _built(TokenSegmenter, arguments, path)
+    model = built_empty(TokenSegmenter, arguments, path)
     return _filled(model, released.tensors, path), task
 
 
@@ -286,7 +285,7 @@ def _tokenizer(stored: Mapping[str, Any], released: Released) -> Tokenizer:
     overlap = found["overlap_factor"]
     from_seeds = overlap is None or choice(found, "use_fps_seed", True, (False, True), path)
     reduction = choice(found, "reduction_method", "fps", ("fps", "energy"), path)
-    return _built(
+    return built_empty(
         Tokenizer,
         {
             "radius": positive(found, "group_radius", 0, path),
@@ -344,15 +343,6 @@ def _check_count(released: Released) -> None:
             f"{released.path}: found {n:,} parameters, expected {PUBLISHED[released.kind]:,} of the published "
             f"{released.kind}; is the file complete?"
         )
-
-
-def _built(cls: Callable[..., Model], arguments: Mapping[str, Any], path: Path) -> Model:
-    """Without memory: the tensors of a stranger's file can ask for any size."""
-    with torch.device("meta"):
-        try:
-            return cls(**arguments)
-        except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
-            raise ValueError(f"{path}: {cls.__name__} cannot be built from {dict(arguments)}: {error}") from error
 
 
 def _filled(model: Model, tensors: Mapping[str, Tensor], path: Path) -> Model:

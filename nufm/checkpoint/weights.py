@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # what weights may be stored in
 
@@ -105,3 +107,12 @@ def read_pickled(path: Path, instead: str) -> Any:
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError) as error:
         raise ValueError(f"{path}: cannot be read, it is truncated or damaged ({error}); get it again") from error
+
+
+def built_empty(cls: Callable[..., Model], arguments: Mapping[str, Any], path: Path) -> Model:
+    """A model without memory: the tensors of a stranger's file can ask for any size."""
+    with torch.device("meta"):
+        try:
+            return cls(**arguments)
+        except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
+            raise ValueError(f"{path}: {cls.__name__} cannot be built from {dict(arguments)}: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from unusual_weights import unusual
 
 from nufm.models.sparse_resnet import SparseResNet, make_levels
 
@@ -44,17 +45,6 @@ def dense_block(block, volume, mask):
 
     y = norm(block.first, dense_conv(volume, block.first.conv.weight, mask)).relu()
     return (norm(block.second, dense_conv(y, block.second.conv.weight, mask)) + volume).relu()
-
-
-def unusual(model):
-    """Batch-norm statistics that are not the initial ones."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm1d):
-            torch.nn.init.normal_(module.running_mean)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2)
-            torch.nn.init.normal_(module.weight)
-            torch.nn.init.normal_(module.bias)
-    return model
 
 
 def test_equals_dense_convolutions():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from models.test_ptv3 import make_batch
 from torch import Tensor, nn
+from unusual_weights import unusual
 
 from nufm.checkpoint import from_pretrained, save_pretrained
 from nufm.data.event import Event, PointBatch
@@ -25,17 +26,6 @@ def small(n_classes: int = 4, radius: float = RADIUS) -> TokenSegmenter:
     torch.manual_seed(0)
     encoder = TokenEncoder(Tokenizer(radius=radius, max_points=12), **ENCODER)
     return unusual(TokenSegmenter(encoder, n_classes, hidden=20)).eval()
-
-
-def unusual(model: nn.Module) -> nn.Module:
-    """Every parameter and running value drawn anew: at their initial values many mistakes cannot be seen."""
-    generator = torch.Generator().manual_seed(1)
-    for name, tensor in model.state_dict().items():
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 2.0, generator=generator)
-        elif tensor.is_floating_point():
-            tensor.add_(torch.randn(tensor.shape, generator=generator) * (0.3 if tensor.dim() < 2 else 0.1))
-    return model
 
 
 @pytest.fixture

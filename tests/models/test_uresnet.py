@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models.test_sparse_resnet import dense_conv, unusual
+from models.test_sparse_resnet import dense_conv
 from torch.nn import functional as F
+from unusual_weights import unusual
 
 from nufm.data.event import PointBatch, offsets_from_counts
 from nufm.models.uresnet import UResNet
