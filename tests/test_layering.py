@@ -19,9 +19,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 ARROWS = {
     "machine": {"machine"},  # what the machine offers; standard library only
     "data": {"data", "simulation"},  # simulation only inside functions: see LAZY
-    "simulation": {"simulation", "data.cache", "machine"},  # data.cache is a path, without torch
+    "simulation": {"simulation", "data.cache", "data.detector", "machine"},  # both of data without torch
     "ops": {"ops"},
-    "models": {"models", "ops", "data.event", "data.prediction"},
+    "models": {"models", "ops", "data.event", "data.prediction", "data.streams"},
     "metrics": {"metrics"},
     "methods": {"methods", "models", "ops", "data", "metrics"},
     "display": {"display", "data"},
