@@ -3,6 +3,18 @@
 from nufm.metrics.calibration import Calibration
 from nufm.metrics.clustering import ClusterScores, cluster_scores
 from nufm.metrics.confusion import ConfusionScores
+from nufm.metrics.one_vs_rest import OneVsRest, roc_auc
 from nufm.metrics.panoptic import PanopticScores
+from nufm.metrics.residuals import Distances, Residuals
 
-__all__ = ["Calibration", "ClusterScores", "ConfusionScores", "PanopticScores", "cluster_scores"]
+__all__ = [
+    "Calibration",
+    "ClusterScores",
+    "ConfusionScores",
+    "Distances",
+    "OneVsRest",
+    "PanopticScores",
+    "Residuals",
+    "cluster_scores",
+    "roc_auc",
+]
