@@ -276,7 +276,9 @@ class StreamEncoder(nn.Module):
         """What an event passes, for learning rates that fall with depth: embeddings and learned vectors, the blocks of
         the stacks side by side, latent blocks one after the other, the last norm. The block of the tracks goes with the
         middle of the stacks."""
-        first: list[nn.Module] = [m for m in (self.matrix, self.tracks) if m is not None]
+        first: list[nn.Module] = [] if self.matrix is None else [self.matrix]
+        if self.tracks is not None:
+            first += [module for module in self.tracks.children() if module is not self.tracks.block]
         for stack in self.stacks:
             first += [
                 m for m in (stack.cls_token, stack.place_token, stack.group_token, stack.embedding) if m is not None
