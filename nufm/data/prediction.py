@@ -54,3 +54,47 @@ class EventPrediction:
 
     def __len__(self) -> int:
         return len(self.voxel)
+
+
+@dataclass(frozen=True)
+class StreamPrediction:
+    """Of the B events of a :class:`nufm.data.streams.StreamBatch`.
+
+    Attributes:
+        probability: label -> float32 (B, K) of every class.
+        value: quantity -> float32 (B, ...), in the units of ``QUANTITIES``.
+    """
+
+    probability: dict[str, Tensor]
+    value: dict[str, Tensor]
+
+
+# Quantities that are predicted of whole events -> what they are, and their unit.
+QUANTITIES = {
+    "visible": ("visible momentum", "GeV/c"),
+    "jet": ("momentum of the hadronic jet", "GeV/c"),
+    "lepton": ("momentum of the primary lepton, visible minus jet", "GeV/c"),
+    "missing_pt": ("transverse part of the visible momentum", "GeV/c"),
+    "vertex": ("interaction vertex", "mm"),
+}
+
+
+@dataclass(frozen=True)
+class StreamEventPrediction:
+    """Of one event with several streams.
+
+    Attributes:
+        name: where the event comes from.
+        classes: label -> names of the K classes.
+        probability: label -> float32 (K,).
+        value: quantity -> float32 (...), in the units of ``QUANTITIES``.
+    """
+
+    name: str
+    classes: dict[str, tuple[str, ...]]
+    probability: dict[str, np.ndarray]
+    value: dict[str, np.ndarray]
+
+    def label(self, name: str) -> str:
+        """The most probable class of a label."""
+        return self.classes[name][int(self.probability[name].argmax())]

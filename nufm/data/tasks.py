@@ -1,11 +1,12 @@
-"""What can be learnt from labels: which label, which classes, and what counts as an instance.
+"""What can be learnt from labels: of points (which label, which classes, what counts as an instance), and of whole
+events (which classes, which quantities).
 
-Shape legend: N points.
+Shape legend: N points, B events.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nufm.data.event import MOTIF_NAMES, PID_NAMES, POINT_LABELS
+from nufm.data.streams import CHARM_NAMES, FLAVOUR_NAMES, TRUTH
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,18 @@ class Task:
     instance: str | None = None
     stuff: int | None = None
     ignored: tuple[int, ...] = ()
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.classes)
+
+    def fits(self, n_classes: object) -> bool:
+        """Whether a network that says this of its classes can learn the task."""
+        return n_classes == self.n_classes
+
+    def described(self) -> str:
+        """The classes, for messages."""
+        return ", ".join(self.classes)
 
     def targets(self, labels: Mapping[str, Tensor], names: tuple[str, ...] = ()) -> tuple[Tensor, Tensor | None]:
         """Class and instance of every point.
@@ -93,12 +107,88 @@ TASKS = {
 }
 
 
-def task_named(name: str) -> Task:
+@dataclass(frozen=True)
+class EventTask:
+    """A supervised task on whole events of a detector with several streams.
+
+    Attributes:
+        name: as configurations name it.
+        labels: truth that is a class -> names of the classes.
+        quantities: truth that is a number or a vector, see ``nufm.data.streams.TRUTH`` for their units.
+    """
+
+    name: str
+    labels: Mapping[str, tuple[str, ...]]
+    quantities: tuple[str, ...] = ()
+
+    kind = "event"
+    stuff = None
+
+    @property
+    def n_classes(self) -> dict[str, int]:
+        return {label: len(names) for label, names in self.labels.items()}
+
+    def fits(self, n_classes: object) -> bool:
+        """Whether a network that says this of its classes can learn the task, or a part of it."""
+        return isinstance(n_classes, Mapping) and n_classes.items() <= self.n_classes.items()
+
+    def described(self) -> str:
+        """The classes, for messages."""
+        return "; ".join(f"{label}: {', '.join(names)}" for label, names in self.labels.items())
+
+    def targets(
+        self, truth: Mapping[str, Tensor], names: tuple[str, ...] = (), wanted: Iterable[str] | None = None
+    ) -> dict[str, Tensor]:
+        """The truth that the task learns, checked.
+
+        Args:
+            truth: of a batch, (B, ...) each.
+            names: of the events, for the message.
+            wanted: some of ``labels`` and ``quantities``; None = all.
+
+        Returns:
+            name -> int64 (B,) classes, -1 unknown, or float (B, ...) quantities, NaN unknown.
+
+        Raises:
+            ValueError: the events carry no such truth, or hold a class that is not on the list.
+        """
+        where = f"{names[0]}{' …' if len(names) > 1 else ''}: " if names else ""
+        found = {}
+        for name in (*self.labels, *self.quantities) if wanted is None else wanted:
+            if name not in truth:
+                unit = f" ({TRUTH[name][2]})" if TRUTH[name][2] else ""
+                raise ValueError(
+                    f"{where}the task '{self.name}' needs the truth '{name}'{unit}, found {sorted(truth)}; use events "
+                    "with truth, such as simulated ones, or leave it out of network.tasks"
+                )
+            found[name] = truth[name]
+            known = len(self.labels.get(name, ()))
+            if known and len(truth[name]) and truth[name].device.type == "cpu" and int(truth[name].max()) >= known:
+                row = int(truth[name].argmax())
+                raise ValueError(
+                    f"{names[row] if names else 'event'}: truth '{name}' holds class {int(truth[name].max())}, the "
+                    f"task '{self.name}' has {known}: {', '.join(self.labels[name])}"
+                )
+        return found
+
+
+# FASERCal (talk of F. Cufino, NPML 2026): the lepton is learnt through what is visible and the jet, see
+# ``nufm.methods.multitask``.
+EVENT_TASKS = {
+    task.name: task
+    for task in (
+        EventTask("fasercal", {"flavour": FLAVOUR_NAMES, "charm": CHARM_NAMES}, ("visible", "jet", "lepton", "vertex")),
+    )
+}
+
+
+def task_named(name: str) -> Task | EventTask:
     """The task of that name.
 
     Raises:
         ValueError: there is none.
     """
-    if name not in TASKS:
-        raise ValueError(f"unknown task '{name}', expected one of {', '.join(TASKS)}")
-    return TASKS[name]
+    known = {**TASKS, **EVENT_TASKS}
+    if name not in known:
+        raise ValueError(f"unknown task '{name}', expected one of {', '.join(known)}")
+    return known[name]

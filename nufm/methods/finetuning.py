@@ -20,7 +20,8 @@ from lightning import LightningModule
 from torch import nn
 
 from nufm.data.event import PointBatch
-from nufm.data.tasks import Task, task_named
+from nufm.data.streams import StreamBatch
+from nufm.data.tasks import EventTask, Task, task_named
 from nufm.methods.schedules import decays, one_cycle, warmup_cosine
 
 Regime = Literal["lin", "dec", "full", "scratch"]
@@ -33,7 +34,7 @@ class FineTuning(LightningModule):
     Args:
         network: what is trained. A network with an attribute ``encoder`` offers ``head_layers()``, what features pass
             behind it.
-        task: what it learns, a name in ``nufm.data.tasks.TASKS``.
+        task: what it learns, a name in ``nufm.data.tasks.TASKS`` or ``EVENT_TASKS``.
         regime: see the head of this file.
         learning_rate: peak rate of what is behind the encoder.
         encoder_rate: the encoder's rate over that; 1 in the regime scratch, whose encoder has nothing to keep.
@@ -53,7 +54,8 @@ class FineTuning(LightningModule):
         ValueError: a regime that the network does not have, or a task of another kind than the method's.
     """
 
-    kind: Literal["semantic", "panoptic"]
+    kind: Literal["semantic", "panoptic", "event"]
+    transfers = False  # whether the pretrained encoder may be of another detector, with other inputs than this run
 
     def __init__(
         self,
@@ -72,13 +74,13 @@ class FineTuning(LightningModule):
         cycle_momentum: bool = False,
     ) -> None:
         super().__init__()
-        self.task: Task = task_named(task)
+        self.task: Task | EventTask = task_named(task)
         if self.task.kind != self.kind:
             raise ValueError(f"the task '{task}' is {self.task.kind}, {type(self).__name__} learns {self.kind} ones")
-        if network.n_classes != len(self.task.classes):
+        if not self.task.fits(network.n_classes):
             raise ValueError(
-                f"network.n_classes is {network.n_classes}, the task '{task}' has {len(self.task.classes)} classes: "
-                f"{', '.join(self.task.classes)}"
+                f"network.n_classes is {network.n_classes}, the task '{task}' has {self.task.n_classes} classes: "
+                f"{self.task.described()}"
             )
         encoder = getattr(network, "encoder", None)
         if regime != "scratch" and encoder is None:
@@ -126,7 +128,7 @@ class FineTuning(LightningModule):
             )
         self.network.encoder.load_state_dict(mine | given)
 
-    def check_labels(self, batch: PointBatch) -> None:
+    def check_labels(self, batch: PointBatch | StreamBatch) -> None:
         """Raises ValueError if the events of a batch do not carry the labels of the task."""
         self.task.targets(batch.labels, batch.names)
 
@@ -140,6 +142,11 @@ class FineTuning(LightningModule):
 
     # ------------------------------------------------------------------ optimisation
 
+    def begins_anew(self, name: str) -> bool:
+        """Whether a parameter of the network, by its name, has the full rate wherever it stands, since nothing was
+        loaded into it."""
+        return False
+
     def progress(self) -> float:
         """Share of the training that is done, in [0, 1]."""
         return min(1.0, self.global_step / max(1, int(self.trainer.estimated_stepping_batches)))
@@ -152,7 +159,8 @@ class FineTuning(LightningModule):
         for name, parameter in self.network.named_parameters():
             if not parameter.requires_grad:
                 continue
-            key = (scale[parameter], self.decay == "all" or decays(name, parameter))
+            rate = 1.0 if self.begins_anew(name) else scale[parameter]
+            key = (rate, self.decay == "all" or decays(name, parameter))
             group = groups.setdefault(key, {"params": [], "peak": self.peak * key[0]})
             group.setdefault("weight_decay", self.weight_decay if key[1] else 0.0)
             group["params"].append(parameter)

@@ -65,3 +65,25 @@ def test_what_a_task_ignores_is_no_class_of_it():
 def test_no_points():
     classes, instances = TASKS["particle"].targets({"pid": torch.zeros(0).long(), "particle": torch.zeros(0).long()})
     assert len(classes) == len(instances) == 0
+
+
+def test_targets_of_events():
+    """Classes and quantities; some of them where a network learns some; what is not there or no class is named."""
+    task = task_named("fasercal")
+    assert task.n_classes == {"flavour": 6, "charm": 4} and task.kind == "event"
+    truth = {"flavour": torch.tensor([5, -1]), "charm": torch.tensor([0, 3]), "vertex": torch.zeros(2, 3)}
+    truth |= {name: torch.full((2, 3), torch.nan) for name in ("visible", "jet", "lepton")}
+    assert set(task.targets(truth)) == set(truth)
+    del truth["jet"]
+    assert set(task.targets(truth, wanted=("flavour", "vertex"))) == {"flavour", "vertex"}
+    with pytest.raises(ValueError, match=r"a …: the task 'fasercal' needs the truth 'jet' \(GeV/c\), found \['charm'"):
+        task.targets(truth, ("a", "b"))
+    with pytest.raises(ValueError, match="b: truth 'charm' holds class 4, the task 'fasercal' has 4: no charm, charm"):
+        task.targets({**truth, "charm": torch.tensor([0, 4])}, ("a", "b"), ("charm",))
+
+
+def test_networks_that_fit_a_task():
+    assert TASKS["motif"].fits(5) and not TASKS["motif"].fits(4) and not TASKS["motif"].fits({"motif": 5})
+    task = task_named("fasercal")
+    assert task.fits({"flavour": 6}) and task.fits({}) and task.fits({"flavour": 6, "charm": 4})
+    assert not task.fits({"flavour": 5}) and not task.fits({"motif": 5}) and not task.fits(6)
