@@ -1,10 +1,16 @@
-"""LightningDataModule for point-cloud events: where the files are, and how they become batches."""
+"""LightningDataModules: where the events are, and how they become batches.
+
+:class:`EventDataModule` has what does not depend on the kind of event: roots and splits, the order of training, shares
+of processes, continuing after a stop. :class:`PointDataModule` is for point clouds in PILArNet-M files;
+``nufm.data.stream_datamodule`` for events of several sub-detectors.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,14 +30,205 @@ SPLITS = ("train", "val", "test")
 SIMULATED = "simulated"
 
 
-class PointDataModule(LightningDataModule):
+class EventDataModule(LightningDataModule, ABC):
+    """Files of events as batches, whatever an event is.
+
+    Training drops the last, incomplete batch of an epoch; evaluation drops nothing, and sees every event once however
+    many processes there are. The order of training depends on ``seed`` and the epoch alone, and continues after a
+    resume with exactly the batches that were left.
+
+    A subclass says how events are simulated (``simulate``), opened (``open``) and packed (``collate``), and what
+    training sees (``train_dataset``). The arguments are those of :class:`PointDataModule`.
+
+    Raises:
+        ValueError: an argument that cannot be meant.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        splits: dict[str, str] | None,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        max_events: int | None,
+        subset_seed: int | None,
+        max_eval_events: int | None,
+        n_simulated: dict[str, int],
+        simulation_seed: int,
+        simulation_workers: int | None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} is {value}, expected at least {least}")
+        if unknown := set(splits or {}) - set(SPLITS):
+            raise ValueError(f"splits names {sorted(unknown)}, expected some of {', '.join(SPLITS)}")
+        self.root, self.splits = root, dict(splits or {})
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.max_events, self.subset_seed, self.max_eval_events = max_events, subset_seed, max_eval_events
+        self.n_simulated = n_simulated
+        self.simulation_seed, self.simulation_workers = simulation_seed, simulation_workers
+        self._readers: dict[str, Any] = {}
+        self._folder: Path | None = None
+
+    # ---- what a kind of event has to say
+
+    transforms: list[Transform]  # applied to every event; they travel with the weights
+
+    @abstractmethod
+    def simulate(self) -> Path:
+        """Folder of the simulated data set with ``n_simulated`` events, made if it is not there."""
+
+    @abstractmethod
+    def open(self, split: str, max_events: int | None, subset_seed: int | None) -> Sequence:
+        """A reader of the events of a split, none of which was transformed; never empty."""
+
+    @abstractmethod
+    def train_dataset(self) -> EventDataset:
+        """Training samples as the training sees them."""
+
+    @abstractmethod
+    def collate(self, training: bool) -> Callable[[list], Any]:
+        """What packs samples into a batch."""
+
+    # ---- where the events are
+
+    def prepare_data(self) -> None:
+        """Simulates or downloads what is not there yet. Lightning calls it in one process per machine."""
+        self._locate(make=True)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the training events, so that a fault in them shows before anything is built on them."""
+        if stage in (None, "fit"):
+            self.reader("train")
+
+    def _locate(self, make: bool = False) -> Path:
+        """Folder, file or glob that ``root`` stands for."""
+        if self.root == SIMULATED:
+            if make or self._folder is None:
+                self._folder = self.simulate()
+            return self._folder
+        if self.root.startswith(PREFIX):
+            if make or self._folder is None:
+                self._folder = download(self.root, local_only=not make)
+            return self._folder
+        return Path(self.root).expanduser()
+
+    def split_path(self, split: str) -> Path:
+        """File, folder or glob of a split.
+
+        Raises:
+            ValueError: the split has no files.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"unknown split '{split}', expected one of {', '.join(SPLITS)}")
+        root = self._locate()
+        if split in self.splits:
+            return root / self.splits[split] if root.is_dir() else Path(self.splits[split]).expanduser()
+        if (root / split).is_dir():
+            return root / split
+        if split == "train" and not any((root / other).is_dir() for other in SPLITS):
+            return root
+        raise ValueError(
+            f"root '{self.root}' has no split '{split}': expected a folder {root / split}; or name its "
+            f"files with splits, e.g. --data.splits '{{{split}: /path/to/{split}/*.h5}}'"
+        )
+
+    def has_split(self, split: str) -> bool:
+        """Whether the split has files, without opening them."""
+        try:
+            self.split_path(split)
+        except ValueError:
+            return False
+        return True
+
+    def reader(self, split: str) -> Any:
+        """The events of a split, before any transform.
+
+        Raises:
+            ValueError: the split has no files, or none of its events may be used.
+        """
+        if split not in self._readers:
+            training = split == "train"
+            self._readers[split] = self.open(
+                split, self.max_events if training else self.max_eval_events, self.subset_seed if training else None
+            )
+        return self._readers[split]
+
+    # ---- batches
+
+    def eval_dataset(self, split: str = "val") -> EventDataset:
+        """Un-augmented events of a split, with their labels."""
+        return EventDataset(self.reader(split), self.transforms, seed=self.seed)
+
+    def train_dataloader(self) -> BatchLoader:
+        if self.trainer is not None and self.trainer.overfit_batches:
+            raise ValueError(
+                "overfit_batches is not supported: use max_events (--data.max_events) for few training events"
+            )
+        dataset = self.train_dataset()
+        batches = TrainBatches(len(dataset), self.batch_size, self.seed, *self._process())
+        if self.trainer is not None:
+            batches.set_position(*resume_position(self.trainer, len(batches)))
+        return self._loader(dataset, batches, self.collate(training=True))
+
+    def val_dataloader(self) -> BatchLoader | list:
+        return self._eval_loader("val") if self.has_split("val") else []
+
+    def test_dataloader(self) -> BatchLoader:
+        return self._eval_loader("test")
+
+    def probe_dataloader(
+        self,
+        split: str,
+        n_events: int | None = None,
+        batch_size: int | None = None,
+        distributed: bool = False,
+    ) -> BatchLoader:
+        """Un-augmented, labelled batches of the first events of a split, in order.
+
+        Args:
+            split: train, val or test.
+            n_events: how many; None, or more than there are, = all.
+            batch_size: events per batch over all processes that share the work; None = ``batch_size``.
+            distributed: share the events out among the processes; otherwise each process sees all of them.
+        """
+        return self._eval_loader(split, n_events, batch_size, distributed)
+
+    def _eval_loader(
+        self, split: str, n_events: int | None = None, batch_size: int | None = None, distributed: bool = True
+    ) -> BatchLoader:
+        dataset = self.eval_dataset(split)
+        count = len(dataset) if n_events is None else min(n_events, len(dataset))
+        rank, world = self._process() if distributed else (0, 1)
+        batches = EvalBatches(count, batch_size or self.batch_size, rank, world)
+        return self._loader(dataset, batches, self.collate(training=False))
+
+    def _loader(
+        self, dataset: EventDataset, batches: TrainBatches | EvalBatches, collate: Callable[[list], Any]
+    ) -> BatchLoader:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return BatchLoader(dataset, batches, collate, self.num_workers, pin_memory=on_gpu)
+
+    def _process(self) -> tuple[int, int]:
+        """Rank and number of the training processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        # only CUDA copies from pinned memory in the background; elsewhere it may read too early
+        return batch.to(device, non_blocking=device.type == "cuda")
+
+
+class PointDataModule(EventDataModule):
     """Events in PILArNet-M files as packed batches.
 
     Training batches are :class:`ViewBatch` if ``views`` is set, else :class:`PointBatch`; validation and
-    test batches are un-augmented :class:`PointBatch` with labels. Training drops the last, incomplete batch
-    of an epoch; evaluation drops nothing, and sees every event once however many processes there are. The
-    order of training depends on ``seed`` and the epoch alone, and continues after a resume with exactly the
-    batches that were left.
+    test batches are un-augmented :class:`PointBatch` with labels.
 
     Args:
         root: ``simulated`` (simulate into the cache, once), a folder with ``train``, ``val`` and ``test``
@@ -88,18 +285,21 @@ class PointDataModule(LightningDataModule):
         simulation_seed: int = 0,
         simulation_workers: int | None = None,
     ) -> None:
-        super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} is {value}, expected at least {least}")
+        super().__init__(
+            root,
+            splits,
+            batch_size,
+            num_workers,
+            seed,
+            max_events,
+            subset_seed,
+            max_eval_events,
+            {"train": n_train, "val": n_val, "test": n_test},
+            simulation_seed,
+            simulation_workers,
+        )
         if grid_size <= 0:
             raise ValueError(f"grid_size is {grid_size}, expected a positive length in the units of 'coord'")
-        if unknown := set(splits or {}) - set(SPLITS):
-            raise ValueError(f"splits names {sorted(unknown)}, expected some of {', '.join(SPLITS)}")
         if augment and views is not None:
             raise ValueError(
                 "augment is for whole events; with views, use views.global_augment and views.local_augment"
@@ -114,168 +314,36 @@ class PointDataModule(LightningDataModule):
         if lattice not in ("augmented", "original"):
             raise ValueError(f"lattice is '{lattice}', expected 'augmented' or 'original'")
         self.lattice = lattice
-        self.root, self.splits = root, dict(splits or {})
         self.augment, self.views, self.grid_size = list(augment or []), views, grid_size
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.energy_threshold, self.min_points = energy_threshold, min_points
-        self.max_events, self.subset_seed, self.max_eval_events = max_events, subset_seed, max_eval_events
-        self.n_simulated = {"train": n_train, "val": n_val, "test": n_test}
-        self.simulation_seed, self.simulation_workers = simulation_seed, simulation_workers
-        self._readers: dict[str, PILArNetReader] = {}
-        self._folder: Path | None = None
 
-    # ---- where the events are
+    def simulate(self) -> Path:
+        from nufm.simulation.dataset import ensure_dataset  # imported here: it brings Numba
 
-    def prepare_data(self) -> None:
-        """Simulates or downloads what is not there yet. Lightning calls it in one process per machine."""
-        self._locate(make=True)
+        return ensure_dataset(self.n_simulated, seed=self.simulation_seed, workers=self.simulation_workers)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Opens the training events, so that a fault in them shows before anything is built on them."""
-        if stage in (None, "fit"):
-            self.reader("train")
-
-    def _locate(self, make: bool = False) -> Path:
-        """Folder, file or glob that ``root`` stands for."""
-        if self.root == SIMULATED:
-            if make or self._folder is None:
-                from nufm.simulation.dataset import ensure_dataset  # imported here: it brings Numba
-
-                self._folder = ensure_dataset(
-                    self.n_simulated, seed=self.simulation_seed, workers=self.simulation_workers
-                )
-            return self._folder
-        if self.root.startswith(PREFIX):
-            if make or self._folder is None:
-                self._folder = download(self.root, local_only=not make)
-            return self._folder
-        return Path(self.root).expanduser()
-
-    def split_path(self, split: str) -> Path:
-        """File, folder or glob of a split.
-
-        Raises:
-            ValueError: the split has no files.
-        """
-        if split not in SPLITS:
-            raise ValueError(f"unknown split '{split}', expected one of {', '.join(SPLITS)}")
-        root = self._locate()
-        if split in self.splits:
-            return root / self.splits[split] if root.is_dir() else Path(self.splits[split]).expanduser()
-        if (root / split).is_dir():
-            return root / split
-        if split == "train" and not any((root / other).is_dir() for other in SPLITS):
-            return root
-        raise ValueError(
-            f"root '{self.root}' has no split '{split}': expected a folder {root / split}; or name its "
-            f"files with splits, e.g. --data.splits '{{{split}: /path/to/{split}/*.h5}}'"
+    def open(self, split: str, max_events: int | None, subset_seed: int | None) -> PILArNetReader:
+        reader = PILArNetReader(
+            self.split_path(split),
+            energy_threshold=self.energy_threshold,
+            min_points=self.min_points,
+            max_events=max_events,
+            subset_seed=subset_seed,
         )
-
-    def has_split(self, split: str) -> bool:
-        """Whether the split has files, without opening them."""
-        try:
-            self.split_path(split)
-        except ValueError:
-            return False
-        return True
-
-    def reader(self, split: str) -> PILArNetReader:
-        """The events of a split, before any transform.
-
-        Raises:
-            ValueError: the split has no files, or none of its events has ``min_points``.
-        """
-        if split not in self._readers:
-            training = split == "train"
-            reader = PILArNetReader(
-                self.split_path(split),
-                energy_threshold=self.energy_threshold,
-                min_points=self.min_points,
-                max_events=self.max_events if training else self.max_eval_events,
-                subset_seed=self.subset_seed if training else None,
+        if len(reader) == 0:
+            raise ValueError(
+                f"{self.split_path(split)}: none of its {reader.n_total} events has {self.min_points} "
+                "points; lower min_points"
             )
-            if len(reader) == 0:
-                raise ValueError(
-                    f"{self.split_path(split)}: none of its {reader.n_total} events has {self.min_points} "
-                    "points; lower min_points"
-                )
-            self._readers[split] = reader
-        return self._readers[split]
-
-    # ---- batches
+        return reader
 
     def train_dataset(self) -> EventDataset:
         """Training samples as the training sees them: augmented, cut into views."""
         keep = self.lattice == "original" and self.views is None
         return EventDataset(self.reader("train"), self.transforms, self.augment, self.views, self.seed, keep)
 
-    def eval_dataset(self, split: str = "val") -> EventDataset:
-        """Un-augmented events of a split, with their labels."""
-        return EventDataset(self.reader(split), self.transforms, seed=self.seed)
-
-    def train_dataloader(self) -> BatchLoader:
-        if self.trainer is not None and self.trainer.overfit_batches:
-            raise ValueError(
-                "overfit_batches is not supported: use max_events (--data.max_events) for few training events"
-            )
-        dataset = self.train_dataset()
-        batches = TrainBatches(len(dataset), self.batch_size, self.seed, *self._process())
-        if self.trainer is not None:
-            batches.set_position(*resume_position(self.trainer, len(batches)))
-        return self._loader(dataset, batches, self._collate())
-
-    def val_dataloader(self) -> BatchLoader | list:
-        return self._eval_loader("val") if self.has_split("val") else []
-
-    def test_dataloader(self) -> BatchLoader:
-        return self._eval_loader("test")
-
-    def probe_dataloader(
-        self,
-        split: str,
-        n_events: int | None = None,
-        batch_size: int | None = None,
-        distributed: bool = False,
-    ) -> BatchLoader:
-        """Un-augmented, labelled batches of the first events of a split, in order.
-
-        Args:
-            split: train, val or test.
-            n_events: how many; None, or more than there are, = all.
-            batch_size: events per batch over all processes that share the work; None = ``batch_size``.
-            distributed: share the events out among the processes; otherwise each process sees all of them.
-        """
-        return self._eval_loader(split, n_events, batch_size, distributed)
-
-    def _eval_loader(
-        self, split: str, n_events: int | None = None, batch_size: int | None = None, distributed: bool = True
-    ) -> BatchLoader:
-        dataset = self.eval_dataset(split)
-        count = len(dataset) if n_events is None else min(n_events, len(dataset))
-        rank, world = self._process() if distributed else (0, 1)
-        batches = EvalBatches(count, batch_size or self.batch_size, rank, world)
-        return self._loader(
-            dataset, batches, functools.partial(PointBatch.from_events, grid_size=self.grid_size)
-        )
-
-    def _loader(
-        self, dataset: EventDataset, batches: TrainBatches | EvalBatches, collate: Callable[[list], Any]
-    ) -> BatchLoader:
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return BatchLoader(dataset, batches, collate, self.num_workers, pin_memory=on_gpu)
-
-    def _collate(self) -> Callable[[list], ViewBatch | PointBatch]:
-        if self.views is not None:
+    def collate(self, training: bool) -> Callable[[list], ViewBatch | PointBatch]:
+        if training and self.views is not None:
             return functools.partial(collate_views, grid_size=self.grid_size)
-        source = "origin" if self.lattice == "original" else "coord"
+        source = "origin" if training and self.lattice == "original" else "coord"
         return functools.partial(PointBatch.from_events, grid_size=self.grid_size, lattice=source)
-
-    def _process(self) -> tuple[int, int]:
-        """Rank and number of the training processes."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-
-    def transfer_batch_to_device(
-        self, batch: ViewBatch | PointBatch, device: torch.device, dataloader_idx: int
-    ) -> ViewBatch | PointBatch:
-        # only CUDA copies from pinned memory in the background; elsewhere it may read too early
-        return batch.to(device, non_blocking=device.type == "cuda")

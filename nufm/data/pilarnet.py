@@ -27,7 +27,7 @@ import glob
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -47,8 +47,8 @@ SUFFIXES = (".h5", ".hdf5")
 MAX_OPEN_FILES = 128  # per process: many systems allow 1024 in all, and there are workers
 
 
-def find_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Files named by a path, a folder (its ``*.h5``), a glob, or a list of these: sorted, each once.
+def find_files(paths: str | Path | Iterable[str | Path], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """Files named by a path, a folder (its files with one of ``suffixes``), a glob, or a list: sorted, each once.
 
     Raises:
         FileNotFoundError: one of them names nothing.
@@ -61,12 +61,12 @@ def find_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         if path.is_file():
             matches = [path]
         elif path.is_dir():
-            matches = [p for p in path.iterdir() if p.suffix in SUFFIXES]
+            matches = [p for p in path.iterdir() if p.suffix in suffixes]
         else:
             matches = [Path(p) for p in glob.glob(str(path), recursive=True)]
         if not matches:
             wanted = (
-                f"a folder without {' or '.join('*' + s for s in SUFFIXES)} files"
+                f"a folder without {' or '.join('*' + s for s in suffixes)} files"
                 if path.is_dir()
                 else "not there"
             )
@@ -75,6 +75,27 @@ def find_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
             )
         found.update(matches)
     return sorted(found, key=str)
+
+
+def chosen_events(passes: np.ndarray, max_events: int | None, subset_seed: int | None) -> np.ndarray:
+    """int64, the events that are used, in file order, of those that ``passes`` bool (n,); subsets are nested.
+
+    Args:
+        passes: which events may be used.
+        max_events: how many; None = all.
+        subset_seed: draw them at random with this seed; None = the first ones.
+
+    Raises:
+        ValueError: ``max_events`` is not positive.
+    """
+    if max_events is not None and max_events < 1:
+        raise ValueError(f"max_events is {max_events}, expected a positive number or None for all events")
+    chosen = np.flatnonzero(passes)
+    if max_events is None:
+        return chosen
+    if subset_seed is None:
+        return chosen[:max_events]
+    return np.sort(np.random.default_rng(subset_seed).permutation(chosen)[:max_events])
 
 
 class PILArNetReader:
@@ -118,8 +139,6 @@ class PILArNetReader:
         max_events: int | None = None,
         subset_seed: int | None = None,
     ) -> None:
-        if max_events is not None and max_events < 1:
-            raise ValueError(f"max_events is {max_events}, expected a positive number or None for all events")
         self.files = find_files(paths)
         self.energy_threshold = energy_threshold
         self.min_points = min_points
@@ -139,11 +158,7 @@ class PILArNetReader:
 
         self.n_total = len(passes)
         self.n_below_minimum = int(self.n_total - passes.sum())
-        chosen = np.flatnonzero(passes)
-        if max_events is not None and subset_seed is not None:
-            chosen = np.sort(np.random.default_rng(subset_seed).permutation(chosen)[:max_events])
-        elif max_events is not None:
-            chosen = chosen[:max_events]
+        chosen = chosen_events(passes, max_events, subset_seed)
         self._file_index, self._row_index = file_index[chosen], row_index[chosen]
 
         where = str(self.files[0]) if len(self.files) == 1 else f"{len(self.files)} files, {self.files[0]} …"
