@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nufm.data.event import MOTIF_NAMES, PID_NAMES, POINT_LABELS
+from nufm.data.particles import PARTICLE_NAMES
 from nufm.data.streams import CHARM_NAMES, FLAVOUR_NAMES, TRUTH
 
 
@@ -173,11 +174,13 @@ class EventTask:
 
 
 # FASERCal (talk of F. Cufino, NPML 2026): the lepton is learnt through what is visible and the jet, see
-# ``nufm.methods.multitask``.
+# ``nufm.methods.multitask``. Single particles of other detectors: ``nufm.data.particles``.
 EVENT_TASKS = {
     task.name: task
     for task in (
         EventTask("fasercal", {"flavour": FLAVOUR_NAMES, "charm": CHARM_NAMES}, ("visible", "jet", "lepton", "vertex")),
+        EventTask("superfgd", {"particle": PARTICLE_NAMES["superfgd"]}),
+        EventTask("pilarnet_particles", {"particle": PARTICLE_NAMES["pilarnet_crop"]}),
     )
 }
 
