@@ -78,13 +78,23 @@ def energy_colours() -> object:
 
 def energy_panel(event: Event) -> Panel:
     """Energy of each voxel in MeV, on a logarithmic scale that single extreme voxels do not stretch."""
-    energy = np.asarray(event.energy, dtype=np.float64)
+    return energies_panel(event.energy, energy_limits(event.energy))
+
+
+def energies_panel(energy: np.ndarray, limits: tuple[float, float]) -> Panel:
+    """Energies (N,) in MeV on a logarithmic scale between ``limits``."""
+    energy = np.asarray(energy, dtype=np.float64)
+    return Panel("energy", energy_rgb(energy, limits), values=energy, limits=limits, label="energy of a voxel (MeV)")
+
+
+def energy_limits(energy: np.ndarray) -> tuple[float, float]:
+    """Ends of the colour bar of energies (N,) in MeV: single extreme voxels do not stretch it."""
+    energy = np.asarray(energy, dtype=np.float64)
     positive = energy[energy > 0]
     low, high = np.percentile(positive, [0.5, 99.5]) if len(positive) else (0.1, 10.0)
     if high < 1.2 * low:  # one voxel, or all alike: a colour bar still needs a width
         low, high = low / 1.5, high * 1.5
-    limits = (float(low), float(high))
-    return Panel("energy", energy_rgb(energy, limits), values=energy, limits=limits, label="energy of a voxel (MeV)")
+    return float(low), float(high)
 
 
 def energy_rgb(energy: np.ndarray, limits: tuple[float, float]) -> np.ndarray:

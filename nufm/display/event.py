@@ -162,17 +162,17 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def _front(panel: Panel) -> np.ndarray:
+def drawing_order(panel: Panel) -> np.ndarray:
     """Order of drawing, last on top: rising energy, or falling frequency of the class."""
     if panel.values is not None:
         return np.argsort(panel.values, kind="stable")
     if panel.code is not None:
         count = np.bincount(panel.code)[panel.code]
-        return np.lexsort((-count, ~_behind(panel)))
+        return np.lexsort((-count, ~points_behind(panel)))
     return np.arange(len(panel.rgb))
 
 
-def _behind(panel: Panel) -> np.ndarray:
+def points_behind(panel: Panel) -> np.ndarray:
     """bool (N,) points that are drawn small and behind the others."""
     if panel.code is None:
         return np.zeros(len(panel.rgb), dtype=bool)
@@ -181,7 +181,7 @@ def _behind(panel: Panel) -> np.ndarray:
 
 def draw_3d(ax: Axes, panel: Panel, space: Geometry) -> None:
     """Points in 3D at true proportions, z up."""
-    size, behind = np.clip(9000 / len(panel.rgb), 1.2, 9.0), _behind(panel)
+    size, behind = np.clip(9000 / len(panel.rgb), 1.2, 9.0), points_behind(panel)
     style = {"marker": "o", "linewidths": 0, "depthshade": False, "rasterized": True}
     if behind.any():
         ax.computed_zorder = False  # by depth, what is in front would hide what matters
@@ -210,12 +210,12 @@ def draw_2d(ax: Axes, panel: Panel, event: Event, space: Geometry, drop: int) ->
     """Projection along axis ``drop`` of the region with nearly all energy, scales equal, voxels square."""
     across, up = PLANES[drop]
     voxel = frame_2d(ax, space, drop, *space.core(event.energy))
-    order = _front(panel)
+    order = drawing_order(panel)
     x, y = space.position[order][:, [across, up]].T
     # A voxel at its true size, or as large as a dot must be to be seen.
     points = max(voxel, 1.7)
     # Single mistakes among a thousand points must be seen.
-    size = np.where(_behind(panel)[order] | (not panel.behind), points, max(points, 2.6)) ** 2
+    size = np.where(points_behind(panel)[order] | (not panel.behind), points, max(points, 2.6)) ** 2
     ax.scatter(x, y, c=panel.rgb[order], s=size, marker="s", linewidths=0, rasterized=True)
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     outside = int(((x < left) | (x > right) | (y < bottom) | (y > top)).sum())
@@ -255,8 +255,8 @@ def _ticks(n: int):
     return MaxNLocator(n, steps=[1, 2, 5, 10])
 
 
-def colour_bar(ax: Axes, panel: Panel) -> None:
-    """Colour bar beside an axes, if the panel shows a quantity."""
+def colour_bar(ax: Axes, panel: Panel, width: float = 0.05, gap: float = 0.05) -> None:
+    """Colour bar beside an axes, if the panel shows a quantity; ``width`` and ``gap`` in widths of the axes."""
     if panel.values is None:
         return
     from matplotlib.cm import ScalarMappable
@@ -264,9 +264,10 @@ def colour_bar(ax: Axes, panel: Panel) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     mappable = ScalarMappable(LogNorm(*panel.limits), energy_colours())
-    bar = ax.figure.colorbar(mappable, cax=ax.inset_axes([1.05, 0.0, 0.05, 1.0]), extend="both")
+    bar = ax.figure.colorbar(mappable, cax=ax.inset_axes([1 + gap, 0.0, width, 1.0]), extend="both")
     bar.set_label(panel.label, fontsize=11, color=INK)
-    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    narrow = panel.limits[1] < 300 * panel.limits[0]  # else the numbers would be on top of each other
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
     bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
     bar.ax.tick_params(labelsize=10, colors=INK)

@@ -42,15 +42,19 @@ def write_html(
         hover: (N) what is said at each voxel after its truth.
     """
     figure = html_figure(event, colours, panels, simulated, title, hover)
+    return save_page(figure, path, title or short_name(event))
+
+
+def save_page(figure: Figure, path: str | Path, name: str) -> Path:
+    """Write a figure as a page that fills the window and needs no network; folders are made as needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"displaylogo": False, "responsive": True, "scrollZoom": True}
     page = figure.to_html(
         include_plotlyjs=True, include_mathjax=False, config=options, default_height="100vh"
     )
-    name = escape(title or short_name(event))
     path.write_text(
-        page.replace("<head>", f"<head><title>{name}</title><style>body {{ margin: 0 }}</style>", 1),
+        page.replace("<head>", f"<head><title>{escape(name)}</title><style>body {{ margin: 0 }}</style>", 1),
         encoding="utf-8",
     )
     return path
@@ -73,7 +77,7 @@ def html_figure(
     text, size = np.array(lines, dtype=object), float(np.clip(12000 / max(len(event), 1), 1.5, 3.0))
     figure, owner = go.Figure(), []
     for number, panel in enumerate(panels):
-        for trace in _traces(panel, space.position, text, size):
+        for trace in traces_of(panel, space.position, text, size):
             figure.add_trace(go.Scatter3d(**trace, visible=number == 0))
             owner.append(number)
     buttons = [
@@ -121,7 +125,7 @@ def html_figure(
     return figure
 
 
-def _traces(panel: Panel, position: np.ndarray, text: np.ndarray, size: float) -> list[dict]:
+def traces_of(panel: Panel, position: np.ndarray, text: np.ndarray, size: float) -> list[dict]:
     """Arguments of the Scatter3d traces of one colouring: one in all, or one for each class."""
 
     def trace(rows: np.ndarray, name: str, colour: object, legend: bool, **marker: object) -> dict:

@@ -1,0 +1,83 @@
+"""Colours of the hits of an event of several sub-detectors: energy, truth, and whatever a model says of each hit.
+
+Shape legend: N hits of a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from nufm.data.streams import CATEGORY_NAMES, HIERARCHY_NAMES, Hits, StreamEvent
+from nufm.display.colours import Panel, class_panel, energies_panel, energy_limits
+
+GHOST_NAMES = ("real", "ghost", "unmatched")
+GHOST_COLOURS = ("#0072b2", "#e69f00", "#009e73")
+HIERARCHY_COLOURS = ("#56b4e9", "#009e73", "#882255")  # background, primary, secondary
+CATEGORY_COLOURS = ("#0072b2", "#e69f00", "#d55e00")  # electromagnetic, muonic, hadronic
+NO_LABEL = "ghost or no label"
+
+
+@dataclass(frozen=True)
+class StreamPanel:
+    """One way to colour an event: ``panels``, stream -> colours of its hits, for the streams that have them."""
+
+    title: str
+    panels: Mapping[str, Panel]
+
+
+def stream_panels(event: StreamEvent) -> list[StreamPanel]:
+    """Energy, and the truth that the hits carry."""
+    truths = [
+        StreamPanel(f"{title} (truth)", panels)
+        for title, make in (
+            ("particle category", category_panel),
+            ("hierarchy", hierarchy_panel),
+            ("ghosts", ghost_panel),
+        )
+        if (panels := {s: p for s, h in event.voxels.items() if (p := make(h)) is not None})
+    ]
+    return [energy_panels(event), *truths]
+
+
+def energy_panels(event: StreamEvent) -> StreamPanel:
+    """Energies of all voxel streams, on one scale."""
+    everything = np.concatenate([np.zeros(0), *(h.charge for h in event.voxels.values())])
+    limits = energy_limits(everything)
+    return StreamPanel("energy", {s: energies_panel(h.charge, limits) for s, h in event.voxels.items()})
+
+
+def category_panel(hits: Hits) -> Panel | None:
+    """The kind of particle with the largest share of each hit; None without truth."""
+    if hits.category is None:
+        return None
+    return share_panel("particle category (truth)", hits.category, CATEGORY_NAMES, CATEGORY_COLOURS)
+
+
+def hierarchy_panel(hits: Hits) -> Panel | None:
+    """The generation with the largest share of each hit; None without truth."""
+    if hits.hierarchy is None:
+        return None
+    return share_panel("hierarchy (truth)", hits.hierarchy, HIERARCHY_NAMES, HIERARCHY_COLOURS)
+
+
+def share_panel(title: str, shares: np.ndarray, names: tuple[str, ...], colours: tuple[str, ...]) -> Panel:
+    """Soft shares (N, K), coloured by the largest; rows of 0 or NaN have no label, and are drawn behind."""
+    shares = np.nan_to_num(np.asarray(shares, dtype=np.float64))
+    label = np.where(shares.sum(1) > 0, shares.argmax(1), len(names)) if len(shares) else np.zeros(0, int)
+    return _last_behind(class_panel(title, label, (*names, NO_LABEL), (*colours, "#d8d8d8")), NO_LABEL)
+
+
+def ghost_panel(hits: Hits) -> Panel | None:
+    """Which hits are ghosts of the projections; None without truth."""
+    if hits.ghost is None:
+        return None
+    return class_panel("ghosts (truth)", hits.ghost.astype(int), GHOST_NAMES, GHOST_COLOURS)
+
+
+def _last_behind(panel: Panel, name: str) -> Panel:
+    behind = tuple(row for row, words in enumerate(panel.names) if words.startswith(name))
+    return Panel(**{**vars(panel), "behind": behind})
+
