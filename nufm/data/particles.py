@@ -134,8 +134,9 @@ def cluster_numbers(index: np.ndarray, charge: np.ndarray, size: Sequence[int], 
         values, axes = np.linalg.eigh(offset.T @ offset / (len(where) - 1))
         spread = np.sqrt(np.maximum(values[::-1], 0.0))
         along = offset @ axes[:, -1]
-        far = along > (along.max() + along.min()) / 2
-        more = charge[far].sum() - charge[~far].sum()
+        half = along - (along.max() + along.min()) / 2
+        # A hit in the middle counts for neither end, else the sign of the axis, which is arbitrary, would matter.
+        more = (np.sign(half) * charge)[np.abs(half) > 1e-6].sum()
         ends = where[[np.argmin(along), np.argmax(along)]]
         if more < 0:
             ends, more = ends[::-1], -more
