@@ -32,7 +32,8 @@ def model_card(pretrained: Pretrained, title: str, licence: str | None = None, s
     model, task = pretrained.model, pretrained.task
     parameters = sum(p.numel() for p in model.parameters())
     head = ["---", f"license: {(licence or 'unknown').lower()}", "library_name: nufm", "tags:"]
-    head += [f"- {tag}" for tag in ("neutrino", "lartpc", "point-cloud", *([task] if task else []))]
+    kind = ("calorimeter",) if pretrained.of_streams else ("lartpc", "point-cloud")
+    head += [f"- {tag}" for tag in ("neutrino", *kind, *([task] if task else []))]
     parts = ["\n".join([*head, "---"]), f"# {title}", _purpose(pretrained, parameters)]
     parts += ["## Architecture", _table({"part": "parameters"}, _parts(model))]
     described = json.dumps(describe_model(model), indent=1)
@@ -40,18 +41,18 @@ def model_card(pretrained: Pretrained, title: str, licence: str | None = None, s
     parts += [f"Constructor arguments, as in `{CONFIG}`:", f"```json\n{described}\n```"]
     if pretrained.classes:
         rows = {
-            f"{label}{' (predicted)' if task and label == task_named(task).label else ''}": ", ".join(
+            f"{label}{' (predicted)' if task and label in task_named(task).labels else ''}": ", ".join(
                 f"{i} {name}" for i, name in enumerate(names)
             )
             for label, names in pretrained.classes.items()
         }
         parts += ["## Classes", _table({"label": "classes"}, rows)]
     steps = [f"{i + 1}. `{transform!r}`" for i, transform in enumerate(pretrained.transforms)]
-    parts += [
-        "## Preprocessing",
+    before = "Before packing:" if pretrained.of_streams else (
         f"Voxels with more than {pretrained.energy_threshold} MeV are kept. Then, before packing on a lattice of "
-        f"{pretrained.grid_size} (units of the transformed coordinates):\n\n" + "\n".join(steps),
-    ]
+        f"{pretrained.grid_size} (units of the transformed coordinates):"
+    )
+    parts += ["## Preprocessing", before + "\n\n" + "\n".join(steps)]
     if pretrained.units:
         parts += ["## Units", _table({"quantity": "unit"}, pretrained.units)]
     training = {k: v for k, v in _flat(pretrained.extra).items() if v is not None and k != "licence"}
@@ -69,9 +70,14 @@ def model_card(pretrained: Pretrained, title: str, licence: str | None = None, s
 def _purpose(pretrained: Pretrained, parameters: int) -> str:
     name = type(pretrained.model).__name__
     if pretrained.task is None:
-        return f"An encoder ({name}, {parameters:,} parameters): features for every voxel of an event."
+        of = "an event with several streams" if pretrained.of_streams else "every voxel of an event"
+        return f"An encoder ({name}, {parameters:,} parameters): features for {of}."
     task = task_named(pretrained.task)
-    what = "a class for every voxel" if task.kind == "semantic" else "instances, and a class for each of them"
+    what = {
+        "semantic": "a class for every voxel",
+        "panoptic": "instances, and a class for each of them",
+        "event": "what an event is: " + ", ".join((*task.labels, *getattr(task, "quantities", ()))),
+    }[task.kind]
     return f"{name}, {parameters:,} parameters. Task `{task.name}`: {what}."
 
 
@@ -83,6 +89,12 @@ def _parts(model: nn.Module) -> dict[str, str]:
 
 def _usage(pretrained: Pretrained) -> str:
     lines = ["import nufm", "", 'model = nufm.from_pretrained("FOLDER")']
+    if pretrained.of_streams:
+        if pretrained.task is None:
+            lines = ["import nufm", "from nufm.data.stream_files import StreamReader", "", *lines[2:]]
+            return "\n".join([*lines, 'model.features(StreamReader("events.h5")[0])'])
+        lines.append('for event in model.predict("events.h5"):  # probability and value: one entry per quantity')
+        return "\n".join([*lines, "    print(event.name, event.probability, event.value)"])
     if pretrained.task is None:
         lines = ["import nufm", "from nufm.data.pilarnet import PILArNetReader", "", *lines[2:]]
         return "\n".join([*lines, 'event = PILArNetReader("events.h5", min_points=0)[0]', "model.features(event)"])

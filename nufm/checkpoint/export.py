@@ -32,8 +32,9 @@ from nufm.checkpoint.panda import load_panda
 from nufm.checkpoint.polarmae import load_polarmae
 from nufm.checkpoint.pretrained import ENERGY_THRESHOLD, Pretrained
 from nufm.checkpoint.weights import check_finite, check_fit, check_types, sha256, tensor_shapes
-from nufm.data.tasks import TASKS, task_named
+from nufm.data.tasks import KNOWN_TASKS, task_named
 from nufm.data.transforms import Transform
+from nufm.models.stream_encoder import StreamEncoder
 
 FORMAT, FORMAT_VERSION = "nufm-model", 2
 FIRST_FORMAT = "nufm-encoder"  # of version 1
@@ -47,7 +48,7 @@ def save_pretrained(
     model: nn.Module,
     *,
     transforms: Sequence[Transform],
-    grid_size: float,
+    grid_size: float | None = None,
     task: str | None = None,
     classes: Mapping[str, Sequence[str]] | None = None,
     units: Mapping[str, str] | None = None,
@@ -61,11 +62,12 @@ def save_pretrained(
         folder: made if it is not there; an export in it is replaced.
         model: of a class defined in ``nufm.models``.
         transforms: applied to an event before packing (not the augmentations of training).
-        grid_size: edge of a lattice cell in the units of the transformed coordinates.
-        task: what the model predicts, a name of ``nufm.data.tasks.TASKS``; None for an encoder.
+        grid_size: edge of a lattice cell in the units of the transformed coordinates; None for models of events with
+            several streams, whose lattices are the detector's.
+        task: what the model predicts, a name of ``nufm.data.tasks.TASKS`` or ``EVENT_TASKS``; None for an encoder.
         classes: label -> names of its classes; those of the task are added if they are not given.
         units: quantity -> unit, e.g. energy: MeV.
-        selection: how events were read: ``energy_threshold`` in MeV (default 0.13).
+        selection: how events of points were read: ``energy_threshold`` in MeV (default 0.13).
         extra: provenance (data set, commit, step, student or teacher, scores), anything JSON can hold.
         arguments: constructor arguments of the model; by default its attribute ``arguments``.
 
@@ -77,13 +79,22 @@ def save_pretrained(
             are not finite.
     """
     folder = Path(folder)
-    selection = {"energy_threshold": ENERGY_THRESHOLD, **(selection or {})}
+    of_streams = isinstance(getattr(model, "encoder", model), StreamEncoder)
+    if of_streams != (grid_size is None):
+        raise ValueError(
+            f"{folder}: grid_size is {grid_size} for {type(model).__name__}; models of points have one, models of "
+            "events with several streams do not"
+        )
+    selection = {**({} if of_streams else {"energy_threshold": ENERGY_THRESHOLD}), **(selection or {})}
     _check_selection(selection, str(folder))
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     check_finite(tensors, type(model).__name__)
     named = {k: list(v) for k, v in (classes or {}).items()}
     if task is not None:
-        named.setdefault(task_named(task).label, list(task_named(task).classes))
+        predicted = getattr(model, "n_classes", None)
+        for label, names in task_named(task).labels.items():
+            if not isinstance(predicted, Mapping) or label in predicted:
+                named.setdefault(label, list(names))
         _check_task(model, task, named, str(folder))
     config = {
         "format": FORMAT,
@@ -92,7 +103,7 @@ def save_pretrained(
         "model": describe_model(model, arguments),
         "task": task,
         "transforms": [describe_transform(t) for t in flatten(transforms)],
-        "grid_size": float(grid_size),
+        "grid_size": None if grid_size is None else float(grid_size),
         "selection": {name: float(value) for name, value in selection.items()},
         "classes": named,
         "units": dict(units or {}),
@@ -126,22 +137,26 @@ def _check_task(model: nn.Module, task: str, classes: Mapping[str, Sequence[str]
     """Refuse a task that the model cannot fulfil: no classes, another number of them, points where instances are
     asked for or the reverse, or another class that is stuff.
     """
-    names = classes.get(task_named(task).label, task_named(task).classes)
+    wanted = task_named(task)
     n_classes = getattr(model, "n_classes", None)
     if n_classes is None or not hasattr(model, "predict"):
         raise ValueError(
             f"{where}: the task is '{task}', but {type(model).__name__} predicts no classes; an encoder alone has none"
         )
-    if n_classes != len(names):
-        raise ValueError(
-            f"{where}: the model has {n_classes} classes, the task '{task}' {len(names)} ({', '.join(names)}); is it a "
-            "model for another task?"
-        )
-    kind, wanted = getattr(model, "kind", None), task_named(task)
+    kind = getattr(model, "kind", None)
+    # A model of points has the classes of its one label, a model of events those of each label that it predicts.
+    predicted = n_classes if isinstance(n_classes, Mapping) else {next(iter(wanted.labels)): n_classes}
+    for label, number in predicted.items():
+        names = classes.get(label, wanted.labels.get(label, ()))
+        if number != len(names):
+            raise ValueError(
+                f"{where}: the model has {number} classes, the task '{task}' {len(names)} ({', '.join(names)}); is it "
+                "a model for another task?"
+            )
     if kind != wanted.kind:
         raise ValueError(
             f"{where}: the task '{task}' is {wanted.kind}, {type(model).__name__} is {kind}; expected one of "
-            f"{', '.join(t.name for t in TASKS.values() if t.kind == kind)}"
+            f"{', '.join(t.name for t in KNOWN_TASKS.values() if t.kind == kind)}"
         )
     stuff = getattr(model, "stuff_class", None)
     if stuff != wanted.stuff:
@@ -186,6 +201,11 @@ def from_pretrained(source: str | Path, map_location: torch.device | str = "cpu"
     config = _read_config(place)
     model = _build_model(config, place.parent)
     transforms = tuple(build(entry, TRANSFORMS, place) for entry in config["transforms"])
+    if isinstance(getattr(model, "encoder", model), StreamEncoder) != (config["grid_size"] is None):
+        raise ValueError(
+            f"{place}: field 'grid_size' is {config['grid_size']!r} for {type(model).__name__}, expected a number for "
+            "models of points and null for models of events with several streams"
+        )
     if config["task"] is not None:
         _check_task(model, config["task"], config["classes"], str(place))
     return Pretrained(
@@ -221,17 +241,18 @@ def _read_config(path: Path) -> dict[str, Any]:
     if config["format"] == FIRST_FORMAT:
         config = {"model": config.get("encoder"), "task": None, "selection": {}, **config}
     expected = {
-        **{"model": dict, "transforms": list, "grid_size": float, "selection": dict},
+        **{"model": dict, "transforms": list, "grid_size": float | None, "selection": dict},
         **{"classes": dict, "units": dict, "extra": dict, "weights": dict},
     }
     for name, kind in expected.items():
-        if not isinstance(config.get(name), kind):
-            raise ValueError(f"{path}: field '{name}' is {config.get(name)!r}, expected a {kind.__name__}")
-    if not 0 < config["grid_size"] < float("inf"):
+        if name not in config or not isinstance(config[name], kind):
+            wanted = getattr(kind, "__name__", "float or null")
+            raise ValueError(f"{path}: field '{name}' is {config.get(name)!r}, expected a {wanted}")
+    if config["grid_size"] is not None and not 0 < config["grid_size"] < float("inf"):
         raise ValueError(f"{path}: field 'grid_size' is {config['grid_size']}, expected a positive number")
-    if config.get("task", "") not in (None, *TASKS):
+    if config.get("task", "") not in (None, *KNOWN_TASKS):
         raise ValueError(
-            f"{path}: field 'task' is {config.get('task')!r}, expected null or one of {', '.join(TASKS)}"
+            f"{path}: field 'task' is {config.get('task')!r}, expected null or one of {', '.join(KNOWN_TASKS)}"
         )
     _check_selection(config["selection"], str(path))
     for label, names in config["classes"].items():

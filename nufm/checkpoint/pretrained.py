@@ -1,6 +1,8 @@
 """A model and how to use it: what comes out of :func:`nufm.checkpoint.from_pretrained`.
 
-Shape legend: N voxels of an event, C classes or channels.
+Models of points say something of every voxel, models of events with several streams something of the whole event.
+
+Shape legend: N voxels of an event, C classes or channels, B events.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ from torch import nn
 from nufm.checkpoint.describe import rebuilt
 from nufm.data.event import Event, PointBatch
 from nufm.data.pilarnet import PILArNetReader
-from nufm.data.prediction import EventPrediction, PointPrediction
-from nufm.data.tasks import Task, task_named
+from nufm.data.prediction import EventPrediction, PointPrediction, StreamEventPrediction
+from nufm.data.stream_files import StreamReader
+from nufm.data.streams import StreamBatch, StreamEvent
+from nufm.data.tasks import EventTask, Task, task_named
 from nufm.data.transforms import Transform, compose
 
 ENERGY_THRESHOLD = 0.13  # MeV, of Panda's runs: for exports that do not say
-Events = str | Path | Sequence[Event]
+Events = str | Path | Sequence[Event] | Sequence[StreamEvent]
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,19 @@ class Pretrained:
     Attributes:
         model: in evaluation mode: an encoder, or a network with an attribute ``encoder`` and a method ``predict``.
         transforms: what an event goes through, in order, before packing.
-        grid_size: edge of a lattice cell, for ``PointBatch.from_events``.
-        task: what the model predicts, a name of ``nufm.data.tasks.TASKS``; None for an encoder.
+        grid_size: edge of a lattice cell, for ``PointBatch.from_events``; None for models of events with several
+            streams.
+        task: what the model predicts, a name of ``nufm.data.tasks.TASKS`` or ``EVENT_TASKS``; None for an encoder.
         classes: label -> names of its classes, in order.
         units: quantity -> unit.
-        selection: how events are read before the transforms: ``energy_threshold`` in MeV.
+        selection: how events of points are read before the transforms: ``energy_threshold`` in MeV.
         extra: provenance: anything the exporter wrote down, as JSON.
         source: where it was loaded from.
     """
 
     model: nn.Module
     transforms: tuple[Transform, ...]
-    grid_size: float
+    grid_size: float | None = None
     task: str | None = None
     classes: dict[str, list[str]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
@@ -62,37 +67,51 @@ class Pretrained:
         return getattr(self.model, "encoder", self.model)
 
     @property
+    def of_streams(self) -> bool:
+        """Whether the model takes events with several streams, and not points."""
+        return self.grid_size is None
+
+    @property
     def energy_threshold(self) -> float:
         """Voxels with at most this energy in MeV are dropped when a file is read."""
         return float(self.selection.get("energy_threshold", ENERGY_THRESHOLD))
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes that the model predicts.
+        """Names of the classes that the model predicts of points.
 
         Raises:
-            ValueError: the export has no task.
+            ValueError: the export has no task, or one of whole events, whose ``classes`` are those of several labels.
         """
         task = self._task()
+        if isinstance(task, EventTask):
+            raise ValueError(f"{self.source}: the task '{task.name}' is one of whole events: see its 'classes'")
         return tuple(self.classes.get(task.label, task.classes))
 
-    def batch(self, events: Sequence[Event]) -> PointBatch:
+    def batch(self, events: Sequence[Event] | Sequence[StreamEvent]) -> PointBatch | StreamBatch:
         """The events as the model takes them. An event's seed fixes what its transforms draw at random."""
-        return PointBatch.from_events([_transformed(e, self.transforms) for e in events], self.grid_size)
+        ready = [_transformed(e, self.transforms) for e in events]
+        return StreamBatch.from_events(ready) if self.of_streams else PointBatch.from_events(ready, self.grid_size)
 
     @torch.no_grad()
-    def features(self, event: Event) -> np.ndarray:
-        """Features of every voxel of one event, in evaluation mode: what the encoder's ``point_features`` gives.
+    def features(self, event: Event | StreamEvent) -> np.ndarray:
+        """Features of every voxel of one event, in evaluation mode: what the encoder's ``point_features`` gives; of an
+        event with several streams, its ``event_features``.
 
         A voxel that the transforms dropped (another one is in its lattice cell) gets the features of the
         nearest one kept.
 
         Returns:
-            float32 (N, C), rows in the order of ``event``.
+            float32 (N, C), rows in the order of ``event``; (C,) of an event with several streams.
 
         Raises:
-            ValueError: the model has no encoder.
+            ValueError: the model has no encoder, or is for other events.
         """
+        if self.of_streams:
+            _check_kind(event, self.source)
+            with _evaluating(self.encoder):
+                batch = self.batch([event]).to(_device(self.encoder))
+                return self.encoder.event_features(batch)[0].float().cpu().numpy()
         if not isinstance(event, Event):
             raise ValueError(
                 f"features() takes one Event, found a {type(event).__name__}; read events with PILArNetReader(file)[i]"
@@ -107,12 +126,14 @@ class Pretrained:
             found = self.encoder.point_features(batch.to(_device(self.encoder))).float().cpu().numpy()
         return found[_nearest_kept(event, kept[0])]
 
-    def predict(self, source: Events, batch_size: int = 8, progress: bool = True) -> list[EventPrediction]:
-        """Predictions for every voxel of every event.
+    def predict(
+        self, source: Events, batch_size: int = 8, progress: bool = True
+    ) -> list[EventPrediction] | list[StreamEventPrediction]:
+        """Predictions for every voxel of every event; or, of a model of events with several streams, for every event.
 
         Args:
-            source: HDF5 file, folder or glob in the PILArNet-M layout, read with the export's own selection; or a
-                list of events, taken as they are.
+            source: HDF5 file, folder or glob in the PILArNet-M layout, read with the export's own selection, or of
+                stream files (``nufm.data.stream_files``); or a list of events, taken as they are.
             batch_size: events at a time. What is predicted for an event does not depend on it: weights whose norms go
                 over the whole batch (released PoLAr-MAE) get one event at a time.
             progress: show a bar on the terminal while there is more than one batch.
@@ -130,13 +151,16 @@ class Pretrained:
 
     def predict_each(
         self, source: Events, batch_size: int = 8, progress: bool = True
-    ) -> Iterator[EventPrediction]:
+    ) -> Iterator[EventPrediction] | Iterator[StreamEventPrediction]:
         """:meth:`predict` event by event, for files whose predictions do not fit into memory."""
         self._task()
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         if isinstance(source, (str, Path)):
-            source = PILArNetReader(source, energy_threshold=self.energy_threshold, min_points=0)
+            if self.of_streams:
+                source = StreamReader(source)
+            else:
+                source = PILArNetReader(source, energy_threshold=self.energy_threshold, min_points=0)
         if getattr(self.encoder, "sees_batch_mates", False):
             batch_size = 1
         starts = range(0, len(source), batch_size)
@@ -144,12 +168,12 @@ class Pretrained:
 
     def _predict_batches(
         self, source: Sequence[Event], starts: Iterable[int], size: int, progress: bool
-    ) -> Iterator[EventPrediction]:
+    ) -> Iterator[EventPrediction] | Iterator[StreamEventPrediction]:
         with _bar(progress) as bar:
             task = bar.add_task("events", total=len(source))
             for start in starts:
                 events = [source[i] for i in range(start, min(start + size, len(source)))]
-                yield from self._predict(events)
+                yield from self._predict_streams(events) if self.of_streams else self._predict(events)
                 bar.advance(task, len(events))
 
     @torch.no_grad()
@@ -170,13 +194,30 @@ class Pretrained:
             predictions.append(EventPrediction(event.name, self.class_names, event.voxel, event.energy, **own))
         return predictions
 
+    @torch.no_grad()
+    def _predict_streams(self, events: list[StreamEvent]) -> list[StreamEventPrediction]:
+        for event in events:
+            _check_kind(event, self.source)
+        with _evaluating(self.model):
+            found = self.model.predict(self.batch(events).to(_device(self.model)))
+        probability, value = (
+            {k: v.float().cpu().numpy() for k, v in part.items()} for part in (found.probability, found.value)
+        )
+        classes = {label: tuple(self.classes[label]) for label in probability}
+        return [
+            StreamEventPrediction(
+                event.name, classes, {k: v[i] for k, v in probability.items()}, {k: v[i] for k, v in value.items()}
+            )
+            for i, event in enumerate(events)
+        ]
+
     def _numbered(self, events: Sequence[Event]) -> tuple[PointBatch, list[np.ndarray]]:
         """The batch, and for each event the rows, as it was read, that the transforms kept, in their order."""
         # Row numbers travel in place of a label: transforms may drop and reorder points.
         ready = [_transformed(e.replace(particle=np.arange(len(e))), self.transforms) for e in events]
         return PointBatch.from_events(ready, self.grid_size), [e.particle for e in ready]
 
-    def _task(self) -> Task:
+    def _task(self) -> Task | EventTask:
         if self.task is None or not hasattr(self.model, "predict"):
             raise ValueError(
                 f"{self.source or 'this export'} holds an encoder ({type(self.model).__name__}), which predicts no "
@@ -207,6 +248,14 @@ def untrained_twin(model: nn.Module, seed: int) -> nn.Module:
         torch.default_generator.manual_seed(seed)
         twin = rebuilt(model).eval()
     return twin.to(_device(model))
+
+
+def _check_kind(event: object, source: str) -> None:
+    if not isinstance(event, StreamEvent):
+        raise ValueError(
+            f"{source}: the model takes events with several streams, found a {type(event).__name__}; read them with "
+            "nufm.data.stream_files.StreamReader"
+        )
 
 
 def _transformed(event: Event, transforms: Sequence[Transform]) -> Event:

@@ -1,4 +1,8 @@
-"""``scripts/finetune.py``: train on labels, from a pretrained encoder or from scratch; export, score."""
+"""``scripts/finetune.py``: train on labels, from a pretrained encoder or from scratch; export, score.
+
+Points (:class:`nufm.data.datamodule.PointDataModule`) and events with several streams
+(:class:`nufm.data.stream_datamodule.StreamDataModule`) go the same way; they differ in what an export says of them.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,19 @@ from rich.markdown import Markdown
 from nufm.checkpoint import check_compatible, from_pretrained, save_pretrained
 from nufm.cli import REPOSITORY, RunCLI, run
 from nufm.commands.inputs import check_labels
+from nufm.data.datamodule import PointDataModule
 from nufm.data.event import PointBatch
+from nufm.data.stream_datamodule import StreamDataModule
+from nufm.data.streams import StreamBatch
 from nufm.methods.finetuning import FineTuning
 from nufm.running.folder import git_state
 
 USAGE = "python scripts/finetune.py [--config FILE] [--pretrained RUN_OR_EXPORT] [--KEY VALUE ...]"
 
 DESCRIPTION = """\
-Train a network on labelled events: semantic segmentation, particles or interactions; from a pretrained encoder (regimes
-lin, dec, full) or from random weights (scratch). Writes scores, tables and pictures into a run folder.
+Train a network on labelled events: semantic segmentation, particles or interactions; flavour, charm, momenta and vertex
+of events of several sub-detectors; from a pretrained encoder (regimes lin, dec, full) or from random weights (scratch).
+Writes scores, tables and pictures into a run folder.
 
   python scripts/finetune.py --pretrained runs/tiny-panda/TIME
       a small run on simulated events, from the encoder of a run of scripts/pretrain.py
@@ -37,6 +45,8 @@ lin, dec, full) or from random weights (scratch). Writes scores, tables and pict
       the sparse UResNet
   python scripts/finetune.py --config configs/tiny/panoptic.yaml --pretrained RUN
       particles: instances with a class each
+  python scripts/finetune.py --config configs/tiny/fasercal_multitask.yaml --pretrained RUN
+      neutrino interactions in FASERCal: flavour, charm, momenta and vertex at once
   python scripts/finetune.py --pretrained RUN --data.max_events 20
       with the labels of 20 events
   python scripts/finetune.py --ckpt_path last
@@ -87,7 +97,14 @@ class FinetuneCLI(RunCLI):
         if not isinstance(self.model, FineTuning):
             raise ValueError(
                 f"model.class_path is {type(self.model).__name__}, which does not learn from labels; expected "
-                "nufm.methods.segmentation.Segmentation or nufm.methods.panoptic.Panoptic"
+                "nufm.methods.segmentation.Segmentation, nufm.methods.panoptic.Panoptic or "
+                "nufm.methods.multitask.Multitask"
+            )
+        if (self.model.kind == "event") != isinstance(self.datamodule, StreamDataModule):
+            fitting = StreamDataModule if self.model.kind == "event" else PointDataModule
+            raise ValueError(
+                f"{type(self.model).__name__} cannot learn from the events of a {type(self.datamodule).__name__}: "
+                f"expected data.class_path {fitting.__module__}.{fitting.__name__}"
             )
         if getattr(self.datamodule, "views", None) is not None:
             raise ValueError("data.views cuts events into pieces, for pretraining; leave it out")
@@ -97,12 +114,16 @@ class FinetuneCLI(RunCLI):
     def _check_labels(self) -> None:
         """Every file has the labels of the task; the first events of every split hold values that it knows."""
         data, task = self.datamodule, self.model.task
-        needed = [label for label in (task.label, task.instance) if label is not None]
         if data.root == "simulated" or data.root.startswith("hf://"):
             return  # simulated events have all labels; what is to be downloaded is checked batch by batch
         for split in ("train", "val", "test"):
             if not data.has_split(split) or (split == "test" and not self.config.evaluation.enabled):
                 continue
+            if isinstance(data, StreamDataModule):
+                reader = data.reader(split)
+                self.model.check_labels(StreamBatch.from_events([reader[i] for i in range(min(PEEK, len(reader)))]))
+                continue
+            needed = [label for label in (task.label, task.instance) if label is not None]
             check_labels(data.reader(split), needed, "use such files, or another task (--model.task)")
             dataset = data.eval_dataset(split)
             for event in itertools.islice((dataset[i] for i in range(len(dataset))), PEEK):
@@ -123,11 +144,12 @@ class FinetuneCLI(RunCLI):
         pretrained = from_pretrained(source)
         if pretrained.task is not None:
             print(f"note: the encoder of {source} was trained on labels (task '{pretrained.task}'), not without them")
-        if regime != "scratch":
+        if regime != "scratch" and not self.model.transfers:
             data = self.datamodule
-            check_compatible(
-                pretrained, self.model.network.encoder, data.transforms, data.grid_size, data.energy_threshold
-            )
+            if isinstance(data, StreamDataModule) and self.config.data.init_args.transforms is None:
+                data.transforms = list(pretrained.transforms)  # the encoder's own, and not numbers of these events
+            lattice = (data.transforms, getattr(data, "grid_size", None), getattr(data, "energy_threshold", None))
+            check_compatible(pretrained, self.model.network.encoder, *lattice)
         self.model.load_encoder(pretrained.encoder)
 
 
@@ -145,15 +167,16 @@ def finish(cli: RunCLI, console: Console) -> None:
         model.load_state_dict(content["state_dict"])
         steps = content["global_step"]
         console.print(f"best validation score at step {steps}: exported", markup=False)
+    of_points = {}
+    if not isinstance(data, StreamDataModule):
+        of_points = {"grid_size": data.grid_size, "selection": {"energy_threshold": data.energy_threshold}}
     folder = save_pretrained(
         cli.run_dir / "export",
         model.network,
+        **of_points,
         transforms=data.transforms,
-        grid_size=data.grid_size,
         task=model.task.name,
-        classes={model.task.label: model.task.classes},
         units={"energy": "MeV", "momentum": "GeV/c", "vertex": "mm"},
-        selection={"energy_threshold": data.energy_threshold},
         extra={
             "method": cli.config.model.class_path,
             "regime": model.regime,
@@ -178,7 +201,8 @@ def score(cli: RunCLI) -> None:
     reader, data = cli.datamodule.reader("test"), cli.datamodule
     found = write_evaluation(pretrained, reader, out, batch_size=data.batch_size, provenance={"split": "test"})
     Console().print(Markdown(summary(found)))
-    print(f"\nTables: {out / 'report.md'}. Event displays: {out / 'events.html'}.\n\nNext, try")
+    shown = f" Event displays: {out / 'events.html'}." if (out / "events.html").is_file() else ""
+    print(f"\nTables: {out / 'report.md'}.{shown}\n\nNext, try")
     for command, what in (
         (f"python scripts/evaluate.py --checkpoint {cli.run_dir} --split val", "score it on other events"),
         (f"python -c \"import nufm; nufm.from_pretrained('{cli.run_dir}').predict('events.h5')\"", "use it on a file"),

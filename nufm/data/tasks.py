@@ -45,6 +45,11 @@ class Task:
     def n_classes(self) -> int:
         return len(self.classes)
 
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Label -> names of its classes."""
+        return {self.label: self.classes}
+
     def fits(self, n_classes: object) -> bool:
         """Whether a network that says this of its classes can learn the task."""
         return n_classes == self.n_classes
@@ -183,6 +188,7 @@ EVENT_TASKS = {
         EventTask("pilarnet_particles", {"particle": PARTICLE_NAMES["pilarnet_crop"]}),
     )
 }
+KNOWN_TASKS: dict[str, Task | EventTask] = {**TASKS, **EVENT_TASKS}
 
 
 def task_named(name: str) -> Task | EventTask:
@@ -191,7 +197,6 @@ def task_named(name: str) -> Task | EventTask:
     Raises:
         ValueError: there is none.
     """
-    known = {**TASKS, **EVENT_TASKS}
-    if name not in known:
-        raise ValueError(f"unknown task '{name}', expected one of {', '.join(known)}")
-    return known[name]
+    if name not in KNOWN_TASKS:
+        raise ValueError(f"unknown task '{name}', expected one of {', '.join(KNOWN_TASKS)}")
+    return KNOWN_TASKS[name]
