@@ -4,8 +4,8 @@
      "init_args": {"encoder": {"class_path": "nufm.models.ptv3.PointTransformerV3", "init_args": {}}, "n_classes": 5}}
 
 A file that comes from a stranger may only name models defined in ``nufm.models`` and transforms defined in
-``nufm.data.transforms``, with arguments that are numbers, strings, booleans, null, lists of these, or, for a model,
-further models. Everything else is refused before anything is imported or built.
+``nufm.data.transforms`` or ``nufm.data.stream_transforms``, with arguments that are numbers, strings, booleans, null,
+lists of these, or, for a model, further models. Everything else is refused before anything is imported or built.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import nufm
 from nufm.data.transforms import Transform
 
 MODELS, TRANSFORMS = "nufm.models", "nufm.data.transforms"
+# Where the classes of each kind may be defined: models also in modules below.
+PLACES = {MODELS: (MODELS,), TRANSFORMS: (TRANSFORMS, "nufm.data.stream_transforms")}
 BLOCKS = ("depths", "depth", "repetitions")  # arguments that say how much is built
 MAX_DEPTH = 4  # models inside models: a file must not recurse without end
 
@@ -61,7 +63,9 @@ def describe_transform(transform: Transform) -> dict[str, Any]:
         ValueError: it could not be built again from that.
     """
     if not dataclasses.is_dataclass(transform):
-        raise ValueError(f"transform {transform!r} is not a dataclass; only those of {TRANSFORMS} can be exported")
+        raise ValueError(
+            f"transform {transform!r} is not a dataclass; only those of {_places(TRANSFORMS)} can be exported"
+        )
     fields = {f.name: getattr(transform, f.name) for f in dataclasses.fields(transform)}
     return _describe(transform, fields, TRANSFORMS)
 
@@ -150,11 +154,11 @@ def is_description(entry: object) -> bool:
 
 
 def allowed_class(path: object, package: str, where: object) -> type:
-    """The class of an import path, if ``package`` defines it: what its modules only import is refused."""
+    """The class of an import path, if a place of ``package`` defines it: what its modules only import is refused."""
     kind = nn.Module if package == MODELS else Transform
-    pattern = rf"{re.escape(package)}(\.[a-z]\w*)*\.[A-Z]\w*"
+    pattern = rf"({'|'.join(map(re.escape, PLACES[package]))})(\.[a-z]\w*)*\.[A-Z]\w*"
     if not isinstance(path, str) or not re.fullmatch(pattern, path, re.ASCII):
-        raise ValueError(f"{where}: class_path {path!r:.200} is not allowed; expected a class in {package}")
+        raise ValueError(f"{where}: class_path {path!r:.200} is not allowed; expected a class in {_places(package)}")
     module, _, name = path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
@@ -164,9 +168,13 @@ def allowed_class(path: object, package: str, where: object) -> type:
         ) from error
     if not isinstance(cls, type) or not issubclass(cls, kind) or cls.__module__ != module:
         raise ValueError(
-            f"{where}: class_path {path!r} is not allowed; expected a {kind.__name__} defined in {package}"
+            f"{where}: class_path {path!r} is not allowed; expected a {kind.__name__} defined in {_places(package)}"
         )
     return cls
+
+
+def _places(package: str) -> str:
+    return " or ".join(PLACES[package])
 
 
 def check_arguments(cls: type, arguments: object, package: str, where: object) -> None:

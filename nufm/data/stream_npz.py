@@ -206,7 +206,9 @@ def _soft_labels(fields: _Fields, ghost: np.ndarray) -> Record:
     weight = np.where(ghost[hit], 0.0, weight)
     labels = {}
     for name, classes in (("hierarchy", hierarchy), ("category", _categories(deposits[:, PDG], mode))):
-        shares = np.bincount(hit * 3 + classes[link], weight, minlength=3 * n).reshape(n, 3)
+        shares = np.zeros(3 * n)
+        np.add.at(shares, hit * 3 + classes[link], weight)
+        shares = shares.reshape(n, 3)
         total = shares.sum(1, keepdims=True)
         labels[name] = np.divide(shares, total, out=np.zeros_like(shares), where=total > 0).astype(np.float32)
     return labels

@@ -172,36 +172,38 @@ def _madn(values: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class ShiftHits(Transform):
-    """With probability ``p``, all hits of a stream move by the same whole number of voxels on each of ``axes``, and the
-    vertex with them; an axis on which a hit would leave the lattice stays. Other streams stay: their pitches differ.
+    """With probability ``p`` on each of ``axes``, all hits of a stream move by one voxel, either way, and the vertex
+    with them; hits that leave the lattice are lost. Other streams stay, since their pitches differ.
 
     Args:
         stream: whose hits move.
         axes: numbers of the axes.
-        reach: the shift is uniform in ±reach voxels.
-        p: probability that the event is changed at all.
+        p: probability of each axis.
+        at_least: an event that would keep fewer hits stays.
     """
 
     stream: str = "cal3d"
     axes: tuple[int, ...] = (0, 1)
-    reach: int = 1
     p: float = 0.5
+    at_least: int = 5
 
     def __call__(self, event: StreamEvent, rng: np.random.Generator) -> StreamEvent:
         hits = event.voxels.get(self.stream)
-        if rng.random() >= self.p or hits is None or len(hits) == 0:
-            return event
-        geometry = load_stream_detector(event.detector).voxels[self.stream]
         shift = np.zeros(3, dtype=np.int32)
         for axis in self.axes:
-            step = rng.integers(-self.reach, self.reach + 1)
-            low, high = hits.index[:, axis].min() + step, hits.index[:, axis].max() + step
-            shift[axis] = step if low >= 0 and high < geometry.lattice[axis] else 0
+            shift[axis] = rng.choice((-1, 1)) if rng.random() < self.p else 0
+        if hits is None or not shift.any():
+            return event
+        geometry = load_stream_detector(event.detector).voxels[self.stream]
+        index = hits.index + shift
+        inside = ((index >= 0) & (index < np.array(geometry.lattice))).all(1)
+        if inside.sum() < self.at_least:
+            return event
         truth = dict(event.truth)
         if "vertex" in truth:
             truth["vertex"] = (truth["vertex"] + shift * np.array(geometry.pitch_mm)).astype(np.float32)
-        voxels = {**event.voxels, self.stream: hits.replace(index=hits.index + shift)}
-        return event.replace(voxels=voxels, truth=truth)
+        moved = hits.replace(index=index).select(inside)
+        return event.replace(voxels={**event.voxels, self.stream: moved}, truth=truth)
 
 
 @dataclass(frozen=True)
