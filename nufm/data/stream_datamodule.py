@@ -16,6 +16,7 @@ import numpy as np
 from nufm.data.cache import cache_folder
 from nufm.data.datamodule import SIMULATED, EventDataModule
 from nufm.data.loader import EventDataset, Key
+from nufm.data.particle_files import ensure_particles
 from nufm.data.stream_files import StreamReader
 from nufm.data.stream_transforms import StandardizeStreams, fit_standardize
 from nufm.data.streams import StreamBatch, StreamEvent
@@ -106,10 +107,10 @@ class StreamDataModule(EventDataModule):
     # ---- events
 
     def simulate(self) -> Path:
-        if self.sample == "fasercal":  # imported here: it brings Numba
-            from nufm.simulation.fasercal.dataset import ensure_dataset
-        else:
-            raise ValueError(f"sample is '{self.sample}', expected 'fasercal'")
+        if self.sample != "fasercal":
+            return ensure_particles(self.sample, self.n_simulated, self.simulation_seed, self.simulation_workers)
+        from nufm.simulation.fasercal.dataset import ensure_dataset  # imported here: it brings Numba
+
         return ensure_dataset(self.n_simulated, seed=self.simulation_seed, workers=self.simulation_workers)
 
     def open(self, split: str, max_events: int | None, subset_seed: int | None) -> StreamReader:
