@@ -29,11 +29,12 @@ ARROWS = {
     "evaluation": {"evaluation", "models", "ops", "data", "metrics", "display", "checkpoint"},
     "report": {"report", "methods", "models", "data", "metrics", "display", "checkpoint"},
     "token_report": {"token_report", "methods", "models", "data", "checkpoint"},
+    "event_report": {"event_report", "methods", "models", "data", "display", "checkpoint"},
     "running": {"running", "machine", "ops.dispatch"},
     # One command of scripts/ per file: they bring the parts together.
     "commands": {
         *("commands", "cli", "running", "methods", "report", "evaluation", "checkpoint", "models", "data", "metrics"),
-        *("token_report", "display", "ops.dispatch", "machine"),
+        *("token_report", "event_report", "display", "ops.dispatch", "machine"),
     },
     "cli": {"cli", "running", "ops.dispatch"},
 }
