@@ -32,7 +32,7 @@ class Readout:
     """
 
     view_threshold: float = 0.5
-    voxel_threshold: float = 0.1
+    voxel_threshold: float = 0.5
     neighbours_mev: float = 1.0
     iterations: int = 12
     ahcal_threshold: float = 0.12
@@ -57,7 +57,7 @@ def project(cell, energy, modules, nx, ny, nz):
 
 @compiled
 def candidates(xz, yz, xy, threshold):
-    """int32 (C, 4) module, x, y, z of the voxels whose three projections are above ``threshold``."""
+    """int32 (C, 4) module, x, y, z, in rising order, of the voxels whose three projections are above ``threshold``."""
     modules, nz, nx = xz.shape
     ny = yz.shape[2]
     found, total = np.empty((0, 4), np.int32), 0
@@ -66,12 +66,12 @@ def candidates(xz, yz, xy, threshold):
         if fill:
             found = np.empty((total, 4), np.int32)
         for m in range(modules):
-            for z in range(nz):
-                for x in range(nx):
-                    if xz[m, z, x] <= threshold:
+            for x in range(nx):
+                for y in range(ny):
+                    if xy[m, x, y] <= threshold:
                         continue
-                    for y in range(ny):
-                        if yz[m, z, y] > threshold and xy[m, x, y] > threshold:
+                    for z in range(nz):
+                        if xz[m, z, x] > threshold and yz[m, z, y] > threshold:
                             if fill:
                                 found[n, 0], found[n, 1], found[n, 2], found[n, 3] = m, x, y, z
                             n += 1
@@ -136,6 +136,4 @@ def reconstruct(
     found = candidates(xz, yz, xy, rules.view_threshold)
     amplitude = amplitudes(found, xz, yz, xy, rules.iterations)
     kept = keep(found, amplitude, modules, *lattice, rules.voxel_threshold, rules.neighbours_mev)
-    found, amplitude = found[kept], amplitude[kept]
-    order = np.lexsort((found[:, 3], found[:, 2], found[:, 1], found[:, 0]))
-    return found[order], amplitude[order]
+    return found[kept], amplitude[kept]

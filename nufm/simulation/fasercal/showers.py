@@ -269,16 +269,18 @@ def electromagnetic(world, deposits, state, place, direction, energy, electron, 
             before = done
             done = gamma_cdf(shape, rate * (t + step / medium.radiation_length))
             visible = energy * (done - before) * medium.electron_visible
-            tau = (t + 0.5 * step / medium.radiation_length) / peak * (shape - 1.0) / shape
-            tau *= mean_shape / (mean_shape - 1.0)
+            middle = t + 0.5 * step / medium.radiation_length
+            tau = middle / peak * (shape - 1.0) / shape * mean_shape / (mean_shape - 1.0)
             core, tail, share = electromagnetic_radii(tau, gev, medium.z)
+            none, one = math.exp(-middle), (1.0 + middle) * math.exp(-middle)  # chance of 0, of at most 1
             for _ in range(_number(state, visible / spot)):
                 scale = core if uniform(state) < share else tail
                 r = radius(uniform(state), scale, RADIUS_MOST) * medium.moliere_radius
                 phi = 2.0 * math.pi * uniform(state)
                 u, v = r * math.cos(phi), r * math.sin(phi)
                 w = s + step * uniform(state)
-                generation = generations + poisson(state, t)
+                draw = uniform(state)
+                generation = generations + (0 if draw < none else (1 if draw < one else 2))
                 hierarchy = own if generation < 0 else (SECONDARY if generation == 0 else BACKGROUND)
                 _add(
                     world,
@@ -347,7 +349,7 @@ def hadronic(world, deposits, state, place, direction, energy, baryon, first, pa
                     place[2] + w * direction[2] + u * a[2] + v * b[2],
                 )
                 heading = _tilted(state, direction, min(0.5 * abs(gauss(state)) * (0.4 + t), 2.5))
-                hierarchy = SECONDARY if poisson(state, t) == 0 else BACKGROUND
+                hierarchy = SECONDARY if uniform(state) < math.exp(-t) else BACKGROUND
                 left = mean * exponential(state)
                 x, y, z = origin
                 pace = 5.0

@@ -41,7 +41,7 @@ def measure(
     points = []
     for k, plane in enumerate(planes):
         step = plane - z
-        if step > 0:
+        if step > 1e-3:  # the front is where it starts, but for rounding
             slant = math.sqrt(1 + u * u + v * v)
             p -= medium.minimum_loss * step * slant * 1e-3
             if p < 0.3:
