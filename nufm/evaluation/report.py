@@ -10,13 +10,15 @@ from typing import Any
 
 from nufm.checkpoint import Pretrained
 from nufm.data.event import Event
-from nufm.evaluation.scores import Evaluation, Example, check, evaluate
+from nufm.data.streams import StreamEvent
+from nufm.evaluation.event_scores import EventEvaluation, check_events
+from nufm.evaluation.scores import Evaluation, Example, batches, check, evaluate
 from nufm.evaluation.tables import percent, sections, table, title
 
 
 def write_evaluation(
     pretrained: Pretrained,
-    events: Sequence[Event],
+    events: Sequence[Event] | Sequence[StreamEvent],
     folder: str | Path,
     *,
     batch_size: int = 8,
@@ -27,16 +29,17 @@ def write_evaluation(
     """Score a model on labelled events, and write everything that shows how it did.
 
     Args:
-        pretrained: a model with a task.
+        pretrained: a model with a task, of points or of events with several streams.
         events: a reader, or a list of events as they were read, with labels.
         folder: made if it is not there; results in it are replaced.
         batch_size: events at a time; no score depends on it.
-        examples: how many of the best and of the worst events to draw.
+        examples: how many of the best and of the worst events to draw; of points alone.
         progress: show a bar on the terminal.
         provenance: added to the scores: checkpoint, files, commit, machine.
 
     Returns:
-        What scores.json holds: :func:`nufm.evaluation.evaluate` with ``simulated``, ``examples`` and the provenance.
+        What scores.json holds: :func:`nufm.evaluation.evaluate` with ``simulated``, ``examples`` and the provenance;
+        of whole events :meth:`nufm.evaluation.event_scores.EventEvaluation.result`.
 
     Raises:
         ValueError: the model cannot be scored on these events, see :func:`nufm.evaluation.evaluate`.
@@ -45,6 +48,8 @@ def write_evaluation(
     from nufm.display.geometry import is_simulated
 
     folder = Path(folder)
+    if pretrained.of_streams:
+        return _write_events(pretrained, events, folder, batch_size, progress, provenance)
     collected = Evaluation(check(pretrained, events), examples)
     found = evaluate(pretrained, events, batch_size=batch_size, progress=progress, collected=collected)
     found["simulated"] = is_simulated(events[0])
@@ -54,14 +59,54 @@ def write_evaluation(
     for kind in ("best*.png", "worst*.png", "instances.png", "classes.png", "events.html"):
         for stale in folder.glob(kind):  # this time there may be fewer
             stale.unlink()
-    (folder / "scores.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-    with open(folder / "events.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(collected.per_event[0]))
-        writer.writeheader()
-        writer.writerows(collected.per_event)
+    _write_numbers(found, collected.per_event, folder)
     pictures = _draw(found, collected, folder)
     (folder / "report.md").write_text(_markdown(found, pictures, pretrained.source))
     return found
+
+
+def _write_events(
+    pretrained: Pretrained,
+    events: Sequence[StreamEvent],
+    folder: Path,
+    batch_size: int,
+    progress: bool,
+    provenance: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """:func:`write_evaluation` of a model of events with several streams."""
+    from nufm.display.geometry import is_simulated
+    from nufm.display.scores import confusion_matrix
+
+    task = check_events(pretrained, events)
+    collected = EventEvaluation(task, {label: pretrained.classes[label] for label in pretrained.model.n_classes})
+    for batch in batches(events, batch_size, progress):
+        collected.add(batch, pretrained.predict(batch, batch_size, progress=False))
+    found = {**collected.result(), "simulated": is_simulated(events[0]), **(provenance or {})}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_numbers(found, collected.per_event, folder)
+    pictures = {}
+    for label, scores in found["labels"].items():
+        name = f"confusion_{label}.png"
+        heading = f"{label}: {title(found)}"
+        confusion_matrix(scores["confusion"], scores["classes"], folder / name, heading, "events")
+        pictures[label.capitalize()] = name
+    parts = [f"# {title(found)}\n", f"Model: {pretrained.source}. Scores of classes in per cent.\n"]
+    for head, text in sections(found):
+        parts.append(f"## {head}\n\n{text}")
+        if head in pictures:
+            parts.append(f"![{head}]({pictures[head]})\n")
+    parts.append("All events: events.csv.\n")
+    (folder / "report.md").write_text("\n".join(parts))
+    return found
+
+
+def _write_numbers(found: Mapping[str, Any], per_event: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    (folder / "scores.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    columns = dict.fromkeys(column for row in per_event for column in row)
+    with open(folder / "events.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(per_event)
 
 
 def _draw(found: Mapping[str, Any], collected: Evaluation, folder: Path) -> dict[str, list[str]]:

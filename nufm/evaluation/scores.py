@@ -29,6 +29,7 @@ from nufm.checkpoint import Pretrained
 from nufm.data.event import POINT_LABELS, Event, offsets_from_counts
 from nufm.data.prediction import EventPrediction
 from nufm.data.tasks import Task, task_named
+from nufm.evaluation.event_scores import plain
 from nufm.metrics import Calibration, ClusterScores, ConfusionScores, PanopticScores, cluster_scores
 from nufm.metrics.contingency import event_index, number_instances
 from nufm.metrics.panoptic import instance_classes, number_objects
@@ -126,7 +127,7 @@ class Evaluation:
                 self._add_momenta(found["momentum"], _truth(events)["momentum"], objects, truth, offsets)
         for i, (event, prediction) in enumerate(zip(events, predictions, strict=True)):
             row = {"name": event.name, "voxels": len(event)}
-            row |= {name: _plain(values[i]) for name, values in rows.items()}
+            row |= {name: plain(values[i]) for name, values in rows.items()}
             self.per_event.append(row)
             self._keep(Example(event, prediction, row))
 
@@ -213,7 +214,7 @@ class Evaluation:
             "mean": float(np.mean(ranked)) if ranked else None,
             "quartiles": np.quantile(ranked, (0.25, 0.5, 0.75)).tolist() if ranked else None,
         }
-        return _plain(found)
+        return plain(found)
 
 
 def evaluate(
@@ -243,7 +244,7 @@ def evaluate(
     """
     task = check(pretrained, events)
     collected = Evaluation(task) if collected is None else collected
-    for batch in _batches(events, batch_size, progress):
+    for batch in batches(events, batch_size, progress):
         collected.add(batch, pretrained.predict(batch, batch_size, progress=False))
     return collected.result()
 
@@ -278,7 +279,8 @@ def check(pretrained: Pretrained, events: Sequence[Event]) -> Task:
     return task
 
 
-def _batches(events: Sequence[Event], size: int, shown: bool) -> Iterator[list[Event]]:
+def batches(events: Sequence[Event], size: int, shown: bool) -> Iterator[list[Event]]:
+    """The events, ``size`` at a time, with a bar on the terminal if it is ``shown``."""
     console = Console(file=sys.stderr)
     columns = (TextColumn("evaluating"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
@@ -313,14 +315,3 @@ def _momentum_scores(momenta: Tensor, classes: Sequence[str]) -> dict[str, Any]:
             low, middle, high = torch.quantile(rows, levels)
             scores[name] = {"particles": len(rows), "bias": middle, "resolution": (high - low) / 2}
     return scores
-
-
-def _plain(value: Any) -> Any:
-    """Numbers, strings and lists, NaN as None."""
-    if isinstance(value, Tensor):
-        return _plain(value.tolist())
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

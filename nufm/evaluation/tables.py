@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nufm.data.prediction import QUANTITIES
+
 
 def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}"
@@ -114,8 +116,85 @@ def momentum_table(found: Mapping[str, Any]) -> str:
     return table(["momentum", "particles", "bias (median)", "resolution (68 % half width)"], rows)
 
 
+# ---------------------------------------------------------------------- whole events
+
+
+def label_table(scores: Mapping[str, Any]) -> str:
+    """One-vs-rest AUC and recall of each class of a label, and the means."""
+    rows = [
+        [name, percent(scores["auc"][c]), percent(scores["recall"][c]), f"{scores['support'][c]:,}"]
+        for c, name in enumerate(scores["classes"])
+    ]
+    recalls = [r for r in scores["recall"] if r is not None]
+    mean = percent(sum(recalls) / len(recalls) if recalls else None)
+    rows.append(["**macro**", f"**{percent(scores['macro_auc'])}**", f"**{mean}**", f"{sum(scores['support']):,}"])
+    return table(["class", "AUC, one against the rest", "recall", "events"], rows)
+
+
+def label_text(scores: Mapping[str, Any]) -> str:
+    c = scores["calibration"]
+    return (
+        f"The most probable class is right in {percent(scores['accuracy'])} % of the events (macro-F1 "
+        f"{percent(scores['macro_f1'])} %), at a mean probability of {percent(c['mean_confidence'])} % (expected "
+        f"calibration error {percent(c['expected_error'])} %).\n"
+    )
+
+
+def quantity_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Residuals of the size of a momentum, all events and each true flavour."""
+    return table(
+        ["true flavour", "events", "median", "IQR", "fractional median", "σ_MAD"],
+        [
+            [
+                name, f"{r['count']:,}", *(number(r[k], 1, sign=k == "median") for k in ("median", "iqr")),
+                number(r["fractional_median"], 3, sign=True), number(r["sigma_mad"], 3),
+            ]
+            for name, r in rows.items()
+        ],
+    )  # fmt: skip
+
+
+def vertex_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    return table(
+        ["true flavour", "events", "mean", "median", "68 %", "95 %", "IQR x", "IQR y", "IQR z"],
+        [
+            [
+                name, f"{r['count']:,}", *(number(r[k], 0) for k in ("mean", "median", "q68", "q95")),
+                *(number(r["axes"][a]["iqr"], 0) for a in "xyz"),
+            ]
+            for name, r in rows.items()
+        ],
+    )  # fmt: skip
+
+
+def number(value: float | None, digits: int, sign: bool = False) -> str:
+    return "–" if value is None else f"{value:{'+' if sign else ''},.{digits}f}"
+
+
+def event_sections(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Heading and text of everything that was scored of whole events."""
+    parts = [(label.capitalize(), f"{label_table(s)}\n{label_text(s)}") for label, s in found["labels"].items()]
+    heads = {"visible": "Visible momentum", "jet": "Jet", "lepton": "Lepton", "missing_pt": "Missing p_T"}
+    for name, rows in found["quantities"].items():
+        what, unit = QUANTITIES[name]
+        which = "; events that have one" if name == "lepton" else ""
+        parts.append((heads[name], f"Size of the {what}, in {unit}{which}.\n\n{quantity_table(rows)}"))
+    if found["quantities"]:
+        note = (
+            "Residuals are reconstructed minus true; σ_MAD = 1.4826 · median|r - median r|, r = residual / true, of "
+            "events with more than 0.1 GeV/c.\n"
+        )
+        parts[-1] = (parts[-1][0], f"{parts[-1][1]}\n{note}")
+    if "vertex" in found:
+        text = "Distance from the true vertex, and spread of the residuals on each axis, in mm.\n"
+        parts.append(("Vertex", f"{text}\n{vertex_table(found['vertex'])}"))
+    return parts
+
+
 def sections(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Heading and text of everything that was scored."""
+    if found["kind"] == "event":
+        return event_sections(found)
     parts = []
     if "panoptic" in found:
         parts.append(("Instances", panoptic_tables(found)))

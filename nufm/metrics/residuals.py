@@ -17,8 +17,12 @@ class Residuals(SampleMetric):
     """Residuals d = reco - true, and fractional ones r = d/true, of one quantity.
 
     σ_MAD = 1.4826 · median|r - median r|, so that it is σ where r is normal; r is of the events whose true value is
-    not 0 (the talk of F. Cufino, NPML 2026, names σ_MAD without its factor). The IQR is the difference of the 75 % and
-    25 % quantiles of d, interpolated linearly as in NumPy. Events whose truth is not finite do not count.
+    larger than ``least`` in size (the talk of F. Cufino, NPML 2026, names σ_MAD without its factor). The IQR is the
+    difference of the 75 % and 25 % quantiles of d, interpolated linearly as in NumPy. Events whose truth is not finite
+    do not count.
+
+    Args:
+        least: of nothing, a residual is no fraction: below this size of the true value there is no r.
 
     Example:
         >>> momentum = Residuals()
@@ -28,8 +32,9 @@ class Residuals(SampleMetric):
 
     higher_is_better = False
 
-    def __init__(self) -> None:
+    def __init__(self, least: float = 0.0) -> None:
         super().__init__(reco=(torch.float64, ()), true=(torch.float64, ()))
+        self.least = least
 
     def update(self, reco: Tensor, true: Tensor) -> None:
         """Add events: float (N,) each.
@@ -50,7 +55,7 @@ class Residuals(SampleMetric):
         ``mean_absolute`` of d; int64 ``count``, ``fractional_count``. NaN without events."""
         reco, true = self.samples("reco"), self.samples("true")
         difference = reco - true
-        apart = true != 0
+        apart = true.abs() > self.least
         ratio = difference[apart] / true[apart]
         low, middle, high = quantiles(difference, (0.25, 0.5, 0.75))
         centre = quantiles(ratio, (0.5,))[0]

@@ -58,6 +58,16 @@ def test_by_hand_with_a_true_zero_and_an_unknown_truth() -> None:
     assert float(found["sigma_mad"]) == pytest.approx(1.4826 * 0.625)
 
 
+def test_fractions_of_nearly_nothing_do_not_count() -> None:
+    """Of true 1e-16, 2 and -4 the last two, r = 1/2 and -1/2; d counts all."""
+    metric = Residuals(least=0.1)
+    metric.update(torch.tensor([5.0, 3.0, -2.0]), torch.tensor([1e-16, 2.0, -4.0]))
+    found = metric.compute()
+    assert int(found["count"]) == 3 and int(found["fractional_count"]) == 2
+    assert float(found["median"]) == 2 and float(found["fractional_median"]) == 0
+    assert float(found["sigma_mad"]) == pytest.approx(1.4826 * 0.5)
+
+
 def test_distances() -> None:
     metric = Distances()
     reco = torch.tensor([[3.0, 4.0, 0.0], [1.0, 2.0, 2.0], [0.0, 0.0, 7.0], [9.0, 9.0, 9.0]])
