@@ -83,27 +83,27 @@ def candidates(xz, yz, xy, threshold):
 def amplitudes(found, xz, yz, xy, iterations):
     """float64 (C,) MeV: non-negative amplitudes whose projections approach the measured ones."""
     n = len(found)
+    modules, nz, nx = xz.shape
+    ny = yz.shape[2]
+    measured = np.concatenate((xz.ravel(), yz.ravel(), xy.ravel()))
+    pixel = np.empty((n, 3), np.int32)  # of each candidate in the three views
     amplitude = np.empty(n)
     for c in range(n):
         m, x, y, z = found[c]
-        amplitude[c] = min(xz[m, z, x], yz[m, z, y], xy[m, x, y])
-    one, two, three = np.empty_like(xz), np.empty_like(yz), np.empty_like(xy)
+        pixel[c, 0] = (m * nz + z) * nx + x
+        pixel[c, 1] = xz.size + (m * nz + z) * ny + y
+        pixel[c, 2] = xz.size + yz.size + (m * nx + x) * ny + y
+        amplitude[c] = min(measured[pixel[c, 0]], measured[pixel[c, 1]], measured[pixel[c, 2]])
+    ratio = np.empty_like(measured)
     for _ in range(iterations):
-        one[:], two[:], three[:] = 0.0, 0.0, 0.0
+        ratio[:] = 1e-12
         for c in range(n):
-            m, x, y, z = found[c]
-            one[m, z, x] += amplitude[c]
-            two[m, z, y] += amplitude[c]
-            three[m, x, y] += amplitude[c]
-        for i in range(xz.size):
-            one.flat[i] = xz.flat[i] / max(one.flat[i], 1e-12)
-        for i in range(yz.size):
-            two.flat[i] = yz.flat[i] / max(two.flat[i], 1e-12)
-        for i in range(xy.size):
-            three.flat[i] = xy.flat[i] / max(three.flat[i], 1e-12)
+            for view in range(3):
+                ratio[pixel[c, view]] += amplitude[c]
+        for i in range(len(ratio)):
+            ratio[i] = measured[i] / ratio[i]
         for c in range(n):
-            m, x, y, z = found[c]
-            amplitude[c] *= (one[m, z, x] + two[m, z, y] + three[m, x, y]) / 3.0
+            amplitude[c] *= (ratio[pixel[c, 0]] + ratio[pixel[c, 1]] + ratio[pixel[c, 2]]) / 3.0
     return amplitude
 
 

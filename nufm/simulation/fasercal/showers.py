@@ -331,6 +331,7 @@ def hadronic(world, deposits, state, place, direction, energy, baryon, first, pa
         medium = world.medium[kind]
         mip = medium.minimum_loss * medium.mip_visible
         mean = mip * SEGMENT_MM
+        pace = 10.0 if kind == CAL3D else 20.0  # about one cell after the other
         s = max(enter[c], 0.0)
         while s < leave[c] - 1e-9:
             step = min(0.08 * medium.interaction_length, leave[c] - s)
@@ -352,10 +353,13 @@ def hadronic(world, deposits, state, place, direction, energy, baryon, first, pa
                 hierarchy = SECONDARY if uniform(state) < math.exp(-t) else BACKGROUND
                 left = mean * exponential(state)
                 x, y, z = origin
-                pace = 5.0
+                label = hierarchy * 3 + HADRONIC
                 while left > 0.0:
                     part = min(left, mip * pace * (0.5 + uniform(state)))
-                    _add_anywhere(world, deposits, x, y, z, part, first, particle, hierarchy * 3 + HADRONIC)
+                    if world.low[i, 2] <= z < world.high[i, 2]:
+                        _add(world, deposits, i, x, y, z, part, first, particle, label)
+                    else:
+                        _add_anywhere(world, deposits, x, y, z, part, first, particle, label)
                     left -= part
                     x, y, z = x + pace * heading[0], y + pace * heading[1], z + pace * heading[2]
             t += step / medium.interaction_length
