@@ -52,7 +52,7 @@ import numpy as np
 from nufm.data.detector import load_stream_detector
 from nufm.data.pilarnet import chosen_events, find_files
 from nufm.data.stream_hdf5 import EventFile, Record
-from nufm.data.stream_npz import NPZ_DETECTOR, TRACK_COLUMNS, npz_record
+from nufm.data.stream_npz import NPZ_DETECTOR, TRACK_COLUMNS, npz_producer, npz_record
 from nufm.data.streams import HIT_TRUTH, TRUTH, Hits, StreamEvent
 
 log = logging.getLogger(__name__)
@@ -163,6 +163,32 @@ class StreamReader:
         if path.suffix == NPZ:
             return npz_record(path, self.origin_mm)
         return self._file(path).record(row)
+
+    @property
+    def producer(self) -> str:
+        """Who made the events of the first file, as it says."""
+        path = self.files[0]
+        return npz_producer(path) if path.suffix == NPZ else str(self._file(path).attributes.get("producer", ""))
+
+    def truths(self) -> dict[str, np.ndarray]:
+        """Truth of all events (n, ...), without reading their hits: names as in ``TRUTH``, -1 or NaN where unknown."""
+        found = {
+            name: np.full((len(self), *shape), -1 if kind is np.int64 else np.nan, dtype=kind)
+            for name, (shape, kind, _) in TRUTH.items()
+        }
+        known = set()
+        for number, path in enumerate(self.files):
+            own = np.flatnonzero(self._file_index == number)
+            record = self.record(own[0]) if path.suffix == NPZ and len(own) else {}
+            for name, values in found.items() if len(own) else ():
+                if path.suffix == NPZ:
+                    column = record.get(f"truth/{name}")
+                else:
+                    column = self._file(path).stacked(f"truth/{name}", self._row_index[own])
+                if column is not None:
+                    values[own] = column
+                    known.add(name)
+        return {name: values for name, values in found.items() if name in known}
 
     # ---- files
 

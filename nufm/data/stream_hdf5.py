@@ -126,6 +126,10 @@ class EventFile:
         record.update(self._read(self._stacked, row))
         return record
 
+    def stacked(self, name: str, rows: np.ndarray) -> np.ndarray | None:
+        """``rows`` of a data set with one entry per event, such as ``truth/flavour``; None if it is absent."""
+        return self._stacked[name][:][rows] if name in self._stacked else None
+
     def real_voxels(self) -> np.ndarray:
         """int64 (n,) hits of the detector's first voxel stream that are not ghosts, 0 where it is missing."""
         name = next(iter(self.detector.voxels), "")

@@ -126,6 +126,12 @@ def npz_record(path: str | Path, origin_mm: tuple[float, float, float] = (0.0, 0
         return record
 
 
+def npz_producer(path: str | Path) -> str:
+    """Who made the event of an npz file, where the file says so."""
+    with _Fields(Path(path)) as fields:
+        return str(fields.array("producer")) if "producer" in fields else ""
+
+
 def _streams(fields: _Fields) -> Record:
     record: Record = {}
     if "reco_hits" in fields:
@@ -279,7 +285,12 @@ def _charm(charmed: bool, products: np.ndarray) -> int:
 # ---------------------------------------------------------------------- the other way
 
 
-def write_npz(path: str | Path, record: Record, origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
+def write_npz(
+    path: str | Path,
+    record: Record,
+    origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    producer: str = "",
+) -> None:
     """Write a record as an npz file that :func:`npz_record` reads back as the same record.
 
     A record knows classes, not particles. Where the layout has particles, the file gets such that make the class: 0
@@ -327,4 +338,6 @@ def write_npz(path: str | Path, record: Record, origin_mm: tuple[float, float, f
             fields[field] = record[name]
     if "truth/vertex" in record:
         fields["primary_vertex"] = record["truth/vertex"] + np.asarray(origin_mm)
+    if producer:
+        fields["producer"] = producer
     np.savez_compressed(path, **fields)

@@ -9,6 +9,9 @@ import numpy as np
 
 from nufm.data.detector import load_detector
 from nufm.data.event import Event
+from nufm.data.streams import StreamEvent
+
+SIMULATED = "simulated by nufm"
 
 
 @dataclass(frozen=True)
@@ -104,15 +107,19 @@ def energy_text(energy: float) -> str:
     return f"{energy / 1000:.2f} GeV" if energy >= 1000 else f"{energy:.3g} MeV"
 
 
-def is_simulated(event: Event) -> bool:
-    """Whether the event's file says that nufm's simulation made it (HDF5 attribute ``producer``)."""
-    path = Path(event.name.rpartition("#")[0])
+def is_simulated(event: Event | StreamEvent) -> bool:
+    """Whether the event's file says that nufm's simulation made it (``producer``, an HDF5 attribute or npz field)."""
+    path = Path(event.name.rpartition("#")[0] or event.name)
     if not path.is_file():
         return False
+    if path.suffix == ".npz":
+        from nufm.data.stream_npz import npz_producer
+
+        return SIMULATED in npz_producer(path)
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
-            return "nufm" in str(file.attrs.get("producer", ""))
+            return SIMULATED in str(file.attrs.get("producer", ""))
     except OSError:  # not HDF5: then not a file that nufm wrote
         return False

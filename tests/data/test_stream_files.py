@@ -463,3 +463,19 @@ def test_detectors_do_not_mix(tmp_path):
     write(tmp_path / "b.h5", [{"extra": np.zeros(3, np.float32)}], detector="superfgd")
     with pytest.raises(ValueError, match=r"'fasercal' in .*a\.h5, 'superfgd' in .*b\.h5"):
         StreamReader(tmp_path)
+
+
+def test_truths_without_hits(tmp_path):
+    write(tmp_path / "a.h5", [make_record(i) for i in range(4)])
+    write(tmp_path / "b.h5", [{p: v for p, v in make_record(i).items() if p != "truth/charm"} for i in (4, 5)])
+    save(tmp_path / "c.npz", seed=3, in_neutrino_energy=None)
+    reader = StreamReader(tmp_path)
+    truths = reader.truths()
+    assert set(truths) == {"flavour", "charm", "vertex", "visible", "jet", "lepton", "neutrino_energy"}
+    for i, event in enumerate(reader):
+        for name, values in truths.items():
+            wanted = event.truth.get(name, -1 if name == "charm" else np.nan)
+            assert np.array_equal(values[i], wanted, equal_nan=True), (i, name)
+    assert truths["charm"].tolist() == [0, 1, 2, 3, -1, -1, 3]
+    some = StreamReader(tmp_path, max_events=3, subset_seed=3)
+    assert some.truths()["flavour"].tolist() == [int(e.truth["flavour"]) for e in some]
