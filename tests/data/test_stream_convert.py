@@ -5,7 +5,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
-from stream_events import make_record, npz_fields, without, write
+from stream_records import make_record, npz_fields, without, write
 
 from nufm.commands.convert import main
 from nufm.data.stream_convert import to_hdf5, to_npz
@@ -106,3 +106,16 @@ def test_command(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path / "nothing"), "--out", str(tmp_path / "c.h5")])
     assert "nothing is not there" in capsys.readouterr().err
+
+
+def test_command_cuts_particles_out(tmp_path, capsys):
+    write_file(tmp_path / "points.h5", [make_event(seed, 400) for seed in range(2)])
+    arguments = [str(tmp_path / "points.h5"), "--particles", "pilarnet_particles", "--out", str(tmp_path / "p.h5")]
+    main(arguments)
+    reader = StreamReader(tmp_path / "p.h5")
+    assert capsys.readouterr().out == f"{len(reader)} particles in {tmp_path / 'p.h5'}\n"
+    assert reader.detector == "pilarnet_crop" and set(reader.group.tolist()) == {0, 1}
+    for wrong, message in ((arguments, "is there already"), ([*arguments, "more"], "takes one file")):
+        with pytest.raises(SystemExit):
+            main(wrong if wrong is arguments else ["more", *arguments])
+        assert message in capsys.readouterr().err

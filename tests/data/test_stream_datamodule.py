@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stream_events import make_record, without, write
+from stream_records import make_record, without, write
 
 from nufm.data import stream_datamodule
 from nufm.data.loader import BatchLoader

@@ -7,7 +7,7 @@ import pickle
 import h5py
 import numpy as np
 import pytest
-from stream_events import make_record, npz_fields, without, write
+from stream_records import make_record, npz_fields, without, write
 
 from nufm.data.stream_files import StreamReader, event_from_record
 from nufm.data.stream_npz import TRACK_COLUMNS, npz_record, write_npz

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 from scipy.stats import median_abs_deviation
-from stream_events import make_record, without
+from stream_records import make_record, without
 
 from nufm.checkpoint.describe import TRANSFORMS, build, describe_transform
 from nufm.data.stream_files import event_from_record
