@@ -19,7 +19,17 @@ EXAMPLES = """examples:
   python scripts/simulate.py --events 1000 --out events.h5 --seed 1
   python scripts/simulate.py --out dataset --splits train=2000,val=200,test=400
   python scripts/simulate.py --events 100 --out ch.h5 --medium plastic-scintillator --field 0 0.5 0
+  python scripts/simulate.py --detector fasercal --events 100 --out fasercal.h5
 """
+# Options that mean something for one kind of event only, with their defaults.
+POINTS = {
+    "medium": "liquid-argon",
+    "field": (0.0, 0.0, 0.0),
+    "voxels": (768, 768, 768),
+    "pitch": 3.0,
+    "min_points": 1024,
+}
+STREAM_OPTIONS = {"mix": "balanced"}
 
 
 def _splits(text: str) -> dict[str, int]:
@@ -35,26 +45,31 @@ def _splits(text: str) -> dict[str, int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Simulate detector events and write them in the PILArNet-M layout. The same seed gives "
-        "the same file whatever the number of workers.",
+        description="Simulate detector events and write them: particles in a box of one medium in the PILArNet-M "
+        "layout, or neutrino interactions in the sub-detectors of FASERCal as a stream file. The same seed gives the "
+        "same events whatever the number of workers.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="file to write (.h5), or folder with --splits"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="file to write (.h5), or folder with --splits")
     parser.add_argument("--events", type=int, help="number of events of the file")
     parser.add_argument("--splits", type=_splits, help="events of each split: train=N,val=M,test=K")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--workers", type=int, help="processes; default: one per core")
-    parser.add_argument("--medium", choices=sorted(MEDIA), default="liquid-argon")
     parser.add_argument(
-        "--field", type=float, nargs=3, default=(0.0, 0.0, 0.0), metavar=("BX", "BY", "BZ"), help="tesla"
+        "--detector", choices=("pilarnet", "fasercal"), default="pilarnet", help="what to simulate, default pilarnet"
     )
-    parser.add_argument("--voxels", type=int, nargs=3, default=(768, 768, 768), metavar=("NX", "NY", "NZ"))
-    parser.add_argument("--pitch", type=float, default=3.0, help="edge of a voxel in mm, default 3")
-    parser.add_argument(
-        "--min-points", type=int, default=1024, help="events with fewer voxels are drawn again, default 1024"
+    points = parser.add_argument_group("with --detector pilarnet")
+    points.add_argument("--medium", choices=sorted(MEDIA), help="default liquid-argon")
+    points.add_argument("--field", type=float, nargs=3, metavar=("BX", "BY", "BZ"), help="tesla, default none")
+    points.add_argument("--voxels", type=int, nargs=3, metavar=("NX", "NY", "NZ"), help="default 768 on each axis")
+    points.add_argument("--pitch", type=float, help="edge of a voxel in mm, default 3")
+    points.add_argument("--min-points", type=int, help="events with fewer voxels are drawn again, default 1024")
+    streams = parser.add_argument_group("with --detector fasercal")
+    streams.add_argument(
+        *("--mix",),
+        choices=("balanced", "natural"),
+        help="all classes equally often (default), or as expected on the beam axis",
     )
     return parser
 
@@ -64,26 +79,20 @@ def simulate(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
     if (args.events is None) == (args.splits is None):
-        parser.error(
-            "give either --events N and --out FILE.h5, or --splits train=N,val=M,test=K and --out FOLDER"
-        )
-    scintillator = args.medium == "plastic-scintillator"
+        parser.error("give either --events N and --out FILE.h5, or --splits train=N,val=M,test=K and --out FOLDER")
+    own, other = (STREAM_OPTIONS, POINTS) if args.detector == "fasercal" else (POINTS, STREAM_OPTIONS)
+    for name in other:
+        if getattr(args, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} means nothing with --detector {args.detector}; leave it out")
+    options = {name: default if getattr(args, name) is None else getattr(args, name) for name, default in own.items()}
     progress = SimulationProgress(args.events if args.splits is None else sum(args.splits.values()))
     try:
-        spec = dataclasses.replace(
-            SimulationSpec(),
-            medium=MEDIA[args.medium],
-            lattice=Lattice(tuple(args.voxels), args.pitch),
-            magnetic_field=tuple(args.field),
-            # the charge columns of a scintillator mean nothing more than energy / W
-            recombination=Recombination(b=0.0) if scintillator else Recombination(),
-            min_points=args.min_points,
-        )
+        write_file, write_splits, spec = _streams(**options) if args.detector == "fasercal" else _points(**options)
         progress.start(f"simulating into {args.out}")
         if args.splits is None:
-            simulate_file(args.out, args.events, args.seed, args.workers, spec, progress=progress)
+            write_file(args.out, args.events, args.seed, args.workers, spec, progress=progress)
         else:
-            simulate_splits(args.out, args.splits, args.seed, args.workers, spec, progress)
+            write_splits(args.out, args.splits, args.seed, args.workers, spec, progress)
     except (ValueError, FileExistsError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
@@ -91,3 +100,29 @@ def simulate(argv: Sequence[str] | None = None) -> None:
     finally:
         progress.stop()
     print(f"{progress.done} events simulated by nufm in {args.out} ({progress.rate:.0f} events/s)")
+
+
+def _points(medium: str, field: Sequence[float], voxels: Sequence[int], pitch: float, min_points: int) -> tuple:
+    """What writes a file, what writes splits, and their specification, for particles in a box."""
+    spec = dataclasses.replace(
+        SimulationSpec(),
+        medium=MEDIA[medium],
+        lattice=Lattice(tuple(voxels), pitch),
+        magnetic_field=tuple(field),
+        # the charge columns of a scintillator mean nothing more than energy / W
+        recombination=Recombination(b=0.0) if medium == "plastic-scintillator" else Recombination(),
+        min_points=min_points,
+    )
+    return simulate_file, simulate_splits, spec
+
+
+def _streams(mix: str) -> tuple:
+    """The same for FASERCal."""
+    from nufm.simulation.fasercal import dataset  # imported here: most runs need one kind of event only
+
+    spec = dataset.FASERCalSpec()
+    return (
+        dataset.simulate_file,
+        dataset.simulate_splits,
+        dataclasses.replace(spec, beam=dataclasses.replace(spec.beam, mix=mix)),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from pilarnet_files import make_event, write_file
 from stream_records import make_record, npz_fields, without, write
 
 from nufm.commands.convert import main
