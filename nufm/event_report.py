@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from nufm.data.stream_datamodule import StreamDataModule
 
 ROWS = {
-    "raw": "raw summaries (charges, places, extents)",
-    "untrained": "same encoder, untrained",
-    "pretrained": "same encoder, pretrained",
+    "raw": "sums and extents, no network",
+    "untrained": "encoder, untrained",
+    "pretrained": "encoder, pretrained",
 }
 SIMULATED = "simulated by nufm"
 
@@ -135,12 +135,14 @@ def markdown(report: dict) -> str:
 
 
 def print_table(report: dict, console: Console) -> None:
+    """The table with a column for each kind of features: names of flavours are too long for columns of a terminal."""
     table = Table(title=report["task"] + (f" ({SIMULATED})" if report.get("simulated") else ""))
-    table.add_column("features")
-    for name in ("flavour macro AUC", *report["classes"], "vertex mm", "median"):
-        table.add_column(name, justify="right")
+    table.add_column("")
     for row in report["scores"].values():
-        table.add_row(row["label"], *_cells(row))
+        table.add_column(row["label"], justify="right")
+    names = ("flavour macro AUC", *(f"AUC {name}" for name in report["classes"]), "vertex, mean (mm)", "median (mm)")
+    for name, *values in zip(names, *(_cells(row) for row in report["scores"].values()), strict=True):
+        table.add_row(name, *values)
     console.print(table)
 
 

@@ -70,12 +70,14 @@ def voxel_targets(
     value[patch, slot] = charge.float()
     looked = filled.clone()
     if m:
-        near = filled.view(m, 1, *edges).float()
-        for axis in range(3):  # a maximum over a cube is one along each axis after the other
-            size, pad = [1, 1, 1], [0, 0, 0]
-            size[axis], pad[axis] = 2 * reach + 1, reach
-            near = F.max_pool3d(near, size, 1, pad)
-        looked |= near.view(m, p) > 0
+        near = filled.view(m, *edges)
+        for axis in (1, 2, 3):  # what is within a cube is within reach along one axis after the other
+            grown, n = near.clone(), near.shape[axis]
+            for step in range(1, min(reach, n - 1) + 1):
+                grown.narrow(axis, step, n - step).logical_or_(near.narrow(axis, 0, n - step))
+                grown.narrow(axis, 0, n - step).logical_or_(near.narrow(axis, step, n - step))
+            near = grown
+        looked |= near.view(m, p)
         row, column = _drawn_voxels(event, event[patch], seeds, first, p, share)
         looked[row, column] = True
     row, column = looked.nonzero(as_tuple=True)

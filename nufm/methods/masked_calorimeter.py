@@ -332,10 +332,10 @@ class MaskedCalorimeter(LightningModule):
         shown = {}
         if bool(true.any()) and not bool(true.all()):
             auc = roc_auc_score(true.cpu().numpy(), logit.cpu().numpy())
-            share = torch.logit(true.float().mean()).expand(len(true))
             shown[f"train/occupancy_auc_{name}"] = torch.tensor(auc, device=self.device, dtype=torch.float32)
-            # One probability for all voxels, and one charge: a model that does no better has learnt no shapes.
-            shown[f"train/occupancy_constant_{name}"] = focal_occupancy(share, true)
+            # The best probability for all voxels, and one charge: a model that does no better has learnt no shapes.
+            trials = torch.linspace(-4, 1, 21, device=self.device)
+            shown[f"train/occupancy_constant_{name}"] = min(focal_occupancy(t.expand(len(true)), true) for t in trials)
             charge = voxels.target.charge
             middle = charge.median().expand(len(charge))
             zero = self.zero.get(name, 0.0)

@@ -51,13 +51,13 @@ def test_voxels_are_the_sum_of_products_of_the_bases():
     for basis in bases.bases:
         basis.data.normal_()
     x = torch.randn(2, 6)
-    c = bases.coefficients(x).view(2, 2, 2, 3, 2, 3).detach().numpy()
+    c = bases.coefficients(x).view(2, 3, 2, 2, 3, 2).movedim(1, -1).detach().numpy()
     bx, by, bz = (b.detach().numpy() for b in bases.bases)
     expected = np.zeros((2, 4, 3, 5, 3))
     for r, i, j, k in np.ndindex(2, 2, 3, 2):
         product = bx[r, :, i][:, None, None] * by[r, :, j][None, :, None] * bz[r, :, k][None, None]
         expected += c[:, r, i, j, k][:, None, None, None, :] * product[None, ..., None]
-    np.testing.assert_allclose(bases.dense(x).detach(), expected.reshape(2, 60, 3), atol=1e-5)
+    np.testing.assert_allclose(bases.dense(x).detach().mT, expected.reshape(2, 60, 3), atol=1e-5)
     patch, slot = torch.tensor([0, 1, 1]), torch.tensor([59, 0, 17])
     rows = torch.from_numpy(expected.reshape(2, 60, 3)[patch, slot]).float()
     torch.testing.assert_close(bases(x, patch, slot), torch.nn.functional.layer_norm(rows, (3,)), atol=1e-4, rtol=1e-4)
