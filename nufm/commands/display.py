@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nufm.data.event import Event
+from nufm.data.streams import StreamEvent
 from nufm.data.tokens import EventTokens
 from nufm.display.command import display
+from nufm.display.stream_panels import Explanation
 
 if TYPE_CHECKING:
     from nufm.checkpoint import Pretrained
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``scripts/display.py`` with these flags, those of the process by default; returns the exit code."""
-    return display(load, tokenize, arguments)
+    return display(load, tokenize, explain, arguments)
 
 
 def load(source: str) -> Pretrained:
@@ -33,3 +35,10 @@ def tokenize(event: Event, size: str | None, encoder: Pretrained | None) -> Even
     from nufm.methods.event_tokens import tokens_named
 
     return tokens_named(event, size, encoder)
+
+
+def explain(event: StreamEvent, encoder: Pretrained) -> Explanation:
+    """What ``--checkpoint`` says of an event of several sub-detectors, and which hits it owes that to."""
+    from nufm.evaluation.interpretation import explained
+
+    return explained(encoder, event)

@@ -42,6 +42,8 @@ class Panel:
         colours: hex colour of each class.
         behind: rows of ``names`` that are drawn small and behind the others, such as "right" beside mistakes.
         note: a line under the title.
+        edge: (N,) how large a point is drawn, of a voxel; None: as large as that.
+        front: (N,) what is larger is drawn in front of what is smaller; None: by ``values`` or by class.
     """
 
     title: str
@@ -54,6 +56,8 @@ class Panel:
     colours: tuple[str, ...] = ()
     behind: tuple[int, ...] = ()
     note: str = ""
+    edge: np.ndarray | None = None
+    front: np.ndarray | None = None
 
 
 def event_panels(event: Event, colours: Mapping[str, np.ndarray] | None = None) -> list[Panel]:

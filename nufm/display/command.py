@@ -12,13 +12,19 @@ import numpy as np
 
 from nufm.data.event import Event
 from nufm.data.pilarnet import PILArNetReader
+from nufm.data.stream_files import StreamReader
+from nufm.data.streams import StreamEvent
 from nufm.data.tokens import EventTokens
 from nufm.display.colours import pca_colours
 from nufm.display.event import compare_panels, draw_event
 from nufm.display.interactive import write_html
+from nufm.display.stream_interactive import write_stream_html
+from nufm.display.stream_panels import Explanation
+from nufm.display.streams import draw_stream_event
 from nufm.display.tokens import draw_tokens, token_hover, token_panel
 
 OWN = "own"  # tokens as the checkpoint makes them
+THRESHOLD, MIN_POINTS = 0.13, 0  # MeV, and voxels, of files in the PILArNet-M layout
 
 
 class Encoder(Protocol):
@@ -35,14 +41,21 @@ class Tokenize(Protocol):
     def __call__(self, event: Event, size: str | None, encoder: Encoder | None) -> EventTokens: ...
 
 
+class Explain(Protocol):
+    """What a loaded checkpoint says of an event of several sub-detectors."""
+
+    def __call__(self, event: StreamEvent, encoder: Encoder) -> Explanation: ...
+
+
 def display(
-    load: Callable[[str], Encoder], tokenize: Tokenize, arguments: Sequence[str] | None = None
+    load: Callable[[str], Encoder], tokenize: Tokenize, explain: Explain, arguments: Sequence[str] | None = None
 ) -> int:
     """Draw one event of a file, with the features of an encoder if one is given, and its tokens if asked for.
 
     Args:
         load: opens what ``--checkpoint`` names.
         tokenize: makes what ``--tokens`` names.
+        explain: says what a checkpoint sees in an event of several sub-detectors.
         arguments: command line, of the process by default.
 
     Returns:
@@ -50,7 +63,7 @@ def display(
     """
     options = _parser().parse_args(arguments)
     try:
-        for path in _display(load, tokenize, options):
+        for path in _display(load, tokenize, explain, options):
             print(path)
     except (OSError, ValueError, IndexError) as error:
         print(f"display: {error}", file=sys.stderr)
@@ -65,7 +78,10 @@ def _parser() -> argparse.ArgumentParser:
         "Shows energy, the truth the file holds, the principal components of an encoder's features, and the tokens "
         "of masked point modelling.",
     )
-    parser.add_argument("file", help="HDF5 file in the PILArNet-M layout")
+    parser.add_argument(
+        "file",
+        help="HDF5 file in the PILArNet-M layout, or events of several sub-detectors: HDF5, npz, or a folder of npz",
+    )
     parser.add_argument("--event", type=int, default=0, help="which event of the file (default 0)")
     parser.add_argument(
         "--checkpoint",
@@ -86,28 +102,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--energy-threshold",
         type=float,
-        default=0.13,
         metavar="MEV",
-        help="drop voxels up to this (default 0.13 MeV)",
+        help="drop voxels up to this (default 0.13 MeV; PILArNet-M layout only)",
     )
     parser.add_argument(
         "--min-points",
         type=int,
-        default=0,
         metavar="N",
-        help="count only events of N points or more (default 0)",
+        help="count only events of N points or more (default 0; PILArNet-M layout only)",
     )
     return parser
 
 
-def _display(load: Callable[[str], Encoder], tokenize: Tokenize, options: argparse.Namespace) -> list[Path]:
+def _display(
+    load: Callable[[str], Encoder], tokenize: Tokenize, explain: Explain, options: argparse.Namespace
+) -> list[Path]:
+    if holds_streams(options.file):
+        return _display_streams(load, explain, options)
     if options.tokens == OWN and options.checkpoint is None:
         raise ValueError("--tokens without a size draws those of a checkpoint: add --checkpoint, or name a size, 5 say")
-    reader = PILArNetReader(options.file, options.energy_threshold, options.min_points)
+    threshold = THRESHOLD if options.energy_threshold is None else options.energy_threshold
+    least = MIN_POINTS if options.min_points is None else options.min_points
+    reader = PILArNetReader(options.file, threshold, least)
     if not 0 <= options.event < len(reader):
         raise IndexError(
             f"{options.file}: there is no event {options.event}; the file holds {len(reader)} events of "
-            f"{options.min_points} points or more, counted from 0"
+            f"{least} points or more, counted from 0"
         )
     event = reader[options.event]
     stem = options.out / f"{Path(options.file).stem}_{options.event}"
@@ -128,3 +148,43 @@ def _display(load: Callable[[str], Encoder], tokenize: Tokenize, options: argpar
         paths.append(draw_tokens(tokens, stem.with_name(stem.name + "_tokens.png")))
         views["tokens"], hover = token_panel(tokens).rgb, token_hover(tokens)
     return [*paths, write_html(event, stem.with_name(stem.name + ".html"), views, hover=hover)]
+
+
+# ---------------------------------------------------------------------- several sub-detectors
+
+
+def holds_streams(path: str | Path) -> bool:
+    """Whether a file has events of several sub-detectors: npz, a folder of such files, or HDF5 that says so."""
+    path = Path(path)
+    if path.is_dir():
+        path = next(iter(sorted(p for p in path.iterdir() if p.suffix in (".npz", ".h5", ".hdf5"))), path)
+    if path.suffix == ".npz":
+        return True
+    if not path.is_file():
+        return False
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return {"layout", "detector"} <= set(file.attrs)
+    except OSError:  # not HDF5: the reader says so
+        return False
+
+
+def _display_streams(load: Callable[[str], Encoder], explain: Explain, options: argparse.Namespace) -> list[Path]:
+    for name in ("tokens", "energy_threshold", "min_points"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"{options.file} holds events of several sub-detectors: --{name.replace('_', '-')} is for those in the "
+                "PILArNet-M layout; leave it out"
+            )
+    reader = StreamReader(options.file)
+    if not 0 <= options.event < len(reader):
+        raise IndexError(
+            f"{options.file}: there is no event {options.event}; it holds {len(reader)} events, counted from 0"
+        )
+    event = reader[options.event]
+    stem = options.out / f"{Path(options.file).stem}_{options.event}"
+    said = None if options.checkpoint is None else explain(event, load(options.checkpoint))
+    picture = draw_stream_event(event, stem.with_name(stem.name + ".png"), said=said)
+    return [picture, write_stream_html(event, stem.with_name(stem.name + ".html"), said=said)]

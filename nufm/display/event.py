@@ -164,8 +164,9 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 def drawing_order(panel: Panel) -> np.ndarray:
     """Order of drawing, last on top: rising energy, or falling frequency of the class."""
-    if panel.values is not None:
-        return np.argsort(panel.values, kind="stable")
+    front = panel.values if panel.front is None else panel.front
+    if front is not None:
+        return np.argsort(front, kind="stable")
     if panel.code is not None:
         count = np.bincount(panel.code)[panel.code]
         return np.lexsort((-count, ~points_behind(panel)))

@@ -152,6 +152,8 @@ def truth_line(event: StreamEvent) -> str:
 
 def gev(value: float) -> str:
     """Three digits, no exponent."""
+    if abs(value) < 1e-3:
+        return "0"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

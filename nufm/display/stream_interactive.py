@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,8 @@ from nufm.display.stream_geometry import (
     track_path,
     truth_line,
 )
-from nufm.display.stream_panels import GHOST_NAMES, StreamPanel, stream_panels
-from nufm.display.streams import TRACKS
+from nufm.display.stream_panels import GHOST_NAMES, Explanation, StreamPanel, stream_panels
+from nufm.display.streams import TRACKS, VERTEX
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -44,6 +45,7 @@ def write_stream_html(
     simulated: bool | None = None,
     title: str | None = None,
     hover: Mapping[str, Sequence[str]] | None = None,
+    said: Explanation | None = None,
 ) -> Path:
     """Write an event that can be turned, zoomed and asked: outlines of the sub-detectors, hits with a button for each
     colouring, towers as boxes, fitted tracks and the true vertex.
@@ -55,8 +57,10 @@ def write_stream_html(
         simulated: add "simulated by nufm" to the title; None asks the event's file.
         title: first line of the title, the event's name by default.
         hover: stream -> (N) what is said at each hit after its truth.
+        said: what a model says of it: below the truth in the heading, behind the other colourings, a cross at its
+            vertex.
     """
-    figure = stream_figure(event, panels, simulated, title, hover)
+    figure = stream_figure(event, panels, simulated, title, hover, said)
     return save_page(figure, path, title or short_name(event))
 
 
@@ -66,14 +70,18 @@ def stream_figure(
     simulated: bool | None = None,
     title: str | None = None,
     hover: Mapping[str, Sequence[str]] | None = None,
+    said: Explanation | None = None,
 ) -> Figure:
     """The plotly figure of :func:`write_stream_html`."""
     import plotly.graph_objects as go
 
     detector = load_stream_detector(event.detector)
-    panels = stream_panels(event) if panels is None else list(panels)
+    said = said or Explanation()
+    panels = [*(stream_panels(event) if panels is None else panels), *said.panels]
     figure, owner = go.Figure(), []
-    for trace in [*_outlines(boxes(detector)), *_towers(event, detector), *_tracks(event, detector), *_vertex(event)]:
+    places = {"true vertex": (event.truth.get("vertex"), "circle-open"), "predicted vertex": (said.vertex, "x")}
+    parts = (_outlines(boxes(detector)), _towers(event, detector), _tracks(event, detector), _vertices(places))
+    for trace in chain(*parts):
         figure.add_trace(trace)
         owner.append(None)
     size = float(np.clip(12000 / max(event.n_hits, 1), 1.8, 3.5))
@@ -96,7 +104,7 @@ def stream_figure(
         {"label": panel.title, "method": "restyle", "args": [{"visible": [o in (None, number) for o in owner]}]}
         for number, panel in enumerate(panels)
     ]
-    lines = [stream_line(event, simulated), truth_line(event)]
+    lines = [stream_line(event, simulated), truth_line(event), *said.lines]
     words = "<br>".join(f"<sup>{escape(line)}</sup>" for line in lines if line)
     _lay_out(figure, detector, f"<b>{escape(title or short_name(event))}</b><br>{words}", buttons)
     if event.n_hits == 0:
@@ -189,14 +197,15 @@ def _tracks(event: StreamEvent, detector: StreamDetector) -> Iterator[object]:
                 yield _lines([path[1]], words, legend=True, color=colour, width=5)
 
 
-def _vertex(event: StreamEvent) -> Iterator[object]:
+def _vertices(places: Mapping[str, tuple[np.ndarray | None, str]]) -> Iterator[object]:
+    """Marks at places in mm: name -> (3,) and symbol."""
     import plotly.graph_objects as go
 
-    place = event.truth.get("vertex")
-    if place is not None and np.isfinite(place).all():
-        x, y, z = (np.asarray(place, dtype=np.float64) / 10)[ORDER]
-        marker = {"size": 7, "symbol": "circle-open", "color": "#d55e00", "line": {"width": 3, "color": "#d55e00"}}
-        yield go.Scatter3d(x=[x], y=[y], z=[z], mode="markers", name="true vertex", marker=marker)
+    for name, (place, symbol) in places.items():
+        if place is not None and np.isfinite(place).all():
+            x, y, z = (np.asarray(place, dtype=np.float64) / 10)[ORDER]
+            marker = {"size": 7, "symbol": symbol, "color": VERTEX, "line": {"width": 3, "color": VERTEX}}
+            yield go.Scatter3d(x=[x], y=[y], z=[z], mode="markers", name=name, marker=marker)
 
 
 def _hover(event: StreamEvent, stream: str, more: Sequence[str] | None) -> list[str]:

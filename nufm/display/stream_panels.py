@@ -6,13 +6,14 @@ Shape legend: N hits of a stream.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nufm.data.streams import CATEGORY_NAMES, HIERARCHY_NAMES, Hits, StreamEvent
-from nufm.display.colours import Panel, class_panel, energies_panel, energy_limits
+from nufm.display.colours import Panel, class_panel, energies_panel, energy_limits, rgb_of
 
+FOR, AGAINST = "#c43c00", "#0050a0"  # saliency
 GHOST_NAMES = ("real", "ghost", "unmatched")
 GHOST_COLOURS = ("#0072b2", "#e69f00", "#009e73")
 HIERARCHY_COLOURS = ("#56b4e9", "#009e73", "#882255")  # background, primary, secondary
@@ -26,6 +27,21 @@ class StreamPanel:
 
     title: str
     panels: Mapping[str, Panel]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a model says of an event.
+
+    Attributes:
+        lines: further lines of the heading.
+        panels: further colourings of the hits.
+        vertex: (3,) mm, where it sees the interaction; None if it does not say.
+    """
+
+    lines: tuple[str, ...] = ()
+    panels: tuple[StreamPanel, ...] = ()
+    vertex: np.ndarray | None = None
 
 
 def stream_panels(event: StreamEvent) -> list[StreamPanel]:
@@ -63,6 +79,20 @@ def hierarchy_panel(hits: Hits) -> Panel | None:
     return share_panel("hierarchy (truth)", hits.hierarchy, HIERARCHY_NAMES, HIERARCHY_COLOURS)
 
 
+def saliency_panel(values: np.ndarray, target: str) -> Panel:
+    """Charge × gradient (N,) of a class: orange speaks for it, blue against it, pale grey for neither.
+
+    The scale is linear, and ends where two values in a hundred are larger.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    limit = max(float(np.percentile(np.abs(values), 98)) if len(values) else 0.0, 1e-12)
+    share = np.clip(np.abs(values) / limit, 0, 1)[:, None]
+    ends = np.where(values[:, None] > 0, rgb_of(FOR), rgb_of(AGAINST))
+    middle = np.array(rgb_of("#dedede"))
+    rgb = np.clip(middle + (ends - middle) * share**0.7, 0, 1)
+    return Panel(f"saliency for {target}", rgb, front=np.abs(values))
+
+
 def share_panel(title: str, shares: np.ndarray, names: tuple[str, ...], colours: tuple[str, ...]) -> Panel:
     """Soft shares (N, K), coloured by the largest; rows of 0 or NaN have no label, and are drawn behind."""
     shares = np.nan_to_num(np.asarray(shares, dtype=np.float64))
@@ -71,13 +101,19 @@ def share_panel(title: str, shares: np.ndarray, names: tuple[str, ...], colours:
 
 
 def ghost_panel(hits: Hits) -> Panel | None:
-    """Which hits are ghosts of the projections; None without truth."""
+    """Which hits are ghosts of the projections; None without truth.
+
+    A ghost is where real hits are in each view, so in a projection one of the two would hide the other: real hits are
+    drawn small in front.
+    """
     if hits.ghost is None:
         return None
-    return class_panel("ghosts (truth)", hits.ghost.astype(int), GHOST_NAMES, GHOST_COLOURS)
+    ghost = hits.ghost.astype(int)
+    panel = class_panel("ghosts (truth)", ghost, GHOST_NAMES, GHOST_COLOURS)
+    return replace(panel, front=(ghost != 1).astype(int), edge=np.where(ghost == 1, 1.0, 0.55))
 
 
 def _last_behind(panel: Panel, name: str) -> Panel:
     behind = tuple(row for row, words in enumerate(panel.names) if words.startswith(name))
-    return Panel(**{**vars(panel), "behind": behind})
+    return replace(panel, behind=behind)
 

@@ -32,13 +32,14 @@ from nufm.display.stream_geometry import (
     track_path,
     truth_line,
 )
-from nufm.display.stream_panels import StreamPanel, energy_panels, stream_panels
+from nufm.display.stream_panels import Explanation, StreamPanel, energy_panels, stream_panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 VIEWS = {"from above": (2, 0), "from the side": (2, 1), "along the beam": (0, 1)}  # axes across and up
 EDGE, GREY = "#8a8a8a", "#777777"
+VERTEX = "#00a0a0"
 TRACKS = {-1: "#882255", 0: "#6b4c2a", 1: "#009e73"}  # by the sign of the charge
 WIDTH, LEFT, RIGHT, BETWEEN = 16.0, 0.8, 1.15, 0.75  # inches
 
@@ -49,6 +50,7 @@ def draw_stream_event(
     panels: Sequence[StreamPanel] | None = None,
     simulated: bool | None = None,
     title: str | None = None,
+    said: Explanation | None = None,
 ) -> Path:
     """Draw an event of several sub-detectors.
 
@@ -61,25 +63,29 @@ def draw_stream_event(
         panels: colourings of the first voxel stream; by default energy and the truth that the event carries.
         simulated: add "simulated by nufm" to the heading; None asks the event's file.
         title: first line of the heading, the event's name by default.
+        said: what a model says of it: below the truth in the heading, behind the other colourings, a cross at its
+            vertex.
 
     Returns:
         The path.
     """
     detector = load_stream_detector(event.detector)
-    panels, energies = list(stream_panels(event) if panels is None else panels), energy_panels(event)
+    said = said or Explanation()
+    panels = [*(stream_panels(event) if panels is None else panels), *said.panels]
+    energies = energy_panels(event)
     main = next(iter(detector.voxels))
     rows = [p for p in panels if main in p.panels and len(event.voxels[main])]
     low, high = close_up(event, main)
     several = len(detector.streams) > 1
     above = [(2.5, 0.55), (2.5, 0.1), (1.0, 0.12), (2.3, 1.0)] if several else [(3.6, 0.3)]
     tall = projection_scale(low, high) * (high - low)[:2].max()
-    lines = [stream_line(event, simulated), truth_line(event)]
+    lines = [stream_line(event, simulated), truth_line(event), *said.lines]
     page = Page(title or short_name(event), lines, [*above, *((tall, 1.0) for _ in rows)])
     if several:
-        draw_whole(page, event, detector, energies)
+        draw_whole(page, event, detector, energies, said.vertex)
     draw_parts(page, len(above) - 1, event, detector, energies)
     for number, panel in enumerate(rows, len(above)):
-        draw_projections(page, number, event, main, panel, low, high)
+        draw_projections(page, number, event, main, panel, low, high, said.vertex)
     return save(page.figure, path)
 
 
@@ -117,7 +123,9 @@ class Page:
 # ---------------------------------------------------------------------- the whole detector
 
 
-def draw_whole(page: Page, event: StreamEvent, detector: StreamDetector, energies: StreamPanel) -> None:
+def draw_whole(
+    page: Page, event: StreamEvent, detector: StreamDetector, energies: StreamPanel, vertex: np.ndarray | None = None
+) -> None:
     """Rows 0 to 2: everything from above and from the side, and the energy along the beam."""
     outlines = boxes(detector)
     low, high = around(outlines)
@@ -134,16 +142,18 @@ def draw_whole(page: Page, event: StreamEvent, detector: StreamDetector, energie
             pitch = min(detector.voxels[stream].pitch_mm[a] for a in (across, up)) / 10
             draw_hits(ax, hit_positions(event, stream), panel, across, up, pitch * scale * 72)
         draw_tracks(ax, event, detector, across, up, labels=row == 0)
-        draw_vertex(ax, event, across, up)
-        _frame(ax, detector, across, up)
+        draw_vertices(ax, event, across, up, vertex)
+        frame(ax, detector, across, up)
         ax.tick_params(labelbottom=False)
         ax.set_xlabel("")
         note = {"transform": ax.transAxes, "fontsize": 10.5, "color": GREY}
         ax.text(0.995, 0.04, f"seen {view}", ha="right", style="italic", **note)
         if row == 0:
-            words = [f"circle: true {k}" for k in ("vertex",) if k in event.truth]
+            words = ["circle: true vertex"] if "vertex" in event.truth else []
             if any(map(len, event.tracks.values())):
                 words.append("dashed: fitted track, drawn back to the " + ("vertex" if words else "first hits"))
+            if vertex is not None:
+                words.append("cross: predicted vertex")
             ax.text(0.005, 0.04, "   ·   ".join(words), **note)
             _stream_names(ax, event, detector, outlines)
             colour_bar(ax, next(iter(energies.panels.values()), Panel("", np.zeros((0, 3)))), width=0.009, gap=0.012)
@@ -179,7 +189,7 @@ def draw_towers(ax: Axes, event: StreamEvent, detector: StreamDetector, across: 
 def draw_hits(ax: Axes, position: np.ndarray, panel: Panel, across: int, up: int, points: float) -> None:
     """Hits (N, 3) as squares of ``points`` (1/72 inch), or as large as a dot must be to be seen."""
     order, behind = drawing_order(panel), points_behind(panel)
-    size = max(points, 1.7) * np.where(behind, 0.8, 1.0)
+    size = max(points, 1.7) * (np.where(behind, 0.8, 1.0) if panel.edge is None else panel.edge)
     x, y = position[order][:, [across, up]].T
     ax.scatter(x, y, c=panel.rgb[order], s=size[order] ** 2, marker="s", linewidths=0, rasterized=True, zorder=2)
 
@@ -210,14 +220,15 @@ def draw_tracks(
                 ax.annotate(words, (x, y), color=TRACKS[charge], annotation_clip=True, **at)
 
 
-def draw_vertex(ax: Axes, event: StreamEvent, across: int, up: int, vertex: np.ndarray | None = None) -> None:
-    """The true vertex as an open circle with a dot, so that hits below it are seen."""
-    place = event.truth.get("vertex") if vertex is None else vertex
-    if place is None or not np.isfinite(place).all():
-        return
-    x, y = np.asarray(place)[[across, up]] / 10
-    ax.plot(x, y, marker="o", markersize=11, markerfacecolor="none", markeredgecolor="#d55e00", markeredgewidth=1.5,
-            zorder=4, clip_on=True)  # fmt: skip
+def draw_vertices(
+    ax: Axes, event: StreamEvent, across: int, up: int, predicted: np.ndarray | None = None
+) -> None:
+    """The true vertex as an open circle, so that hits below it are seen, and the predicted one (3,) mm as a cross."""
+    for place, marker in ((event.truth.get("vertex"), "o"), (predicted, "x")):
+        if place is not None and np.isfinite(place).all():
+            x, y = np.asarray(place)[[across, up]] / 10
+            style = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": VERTEX, "markeredgewidth": 1.6}
+            ax.plot(x, y, marker=marker, zorder=4, **style)
 
 
 def _stream_names(ax: Axes, event: StreamEvent, detector: StreamDetector, outlines: Sequence[Box]) -> None:
@@ -334,7 +345,7 @@ def draw_matrix(ax: Axes, event: StreamEvent, detector: StreamDetector, stream: 
     x0, y0 = (v / 10 for v in shape.low_mm[:2])
     x1, y1 = x0 + shape.shape[0] * shape.pitch_mm[0] / 10, y0 + shape.shape[1] * shape.pitch_mm[1] / 10
     _title(ax, f"{title_of(stream)}: MeV in a tower")
-    _frame(ax, detector, 0, 1)
+    frame(ax, detector, 0, 1)
     ax.grid(False)
     ax.set(xlim=(x0, x1), ylim=(y0, y1))
     if stream not in event.matrices:
@@ -356,7 +367,7 @@ def draw_front(ax: Axes, event: StreamEvent, detector: StreamDetector, stream: s
     low, high = around(outline)
     _title(ax, f"{title_of(stream)} along the beam")
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-    _frame(ax, detector, 0, 1)
+    frame(ax, detector, 0, 1)
     if stream not in event.voxels:
         return _nothing(ax, "not read out")
     points = detector.voxels[stream].pitch_mm[0] / 10 / (high[0] - low[0]) * 2.2 * 72
@@ -411,7 +422,14 @@ def projection_scale(low: np.ndarray, high: np.ndarray, tallest: float = 2.8) ->
 
 
 def draw_projections(
-    page: Page, row: int, event: StreamEvent, stream: str, colouring: StreamPanel, low: np.ndarray, high: np.ndarray
+    page: Page,
+    row: int,
+    event: StreamEvent,
+    stream: str,
+    colouring: StreamPanel,
+    low: np.ndarray,
+    high: np.ndarray,
+    vertex: np.ndarray | None = None,
 ) -> None:
     """One row: the hits of a stream from above, from the side and along the beam, between the corners given."""
     detector, panel = load_stream_detector(event.detector), colouring.panels[stream]
@@ -425,8 +443,8 @@ def draw_projections(
         draw_outlines(ax, outlines, across, up)
         pitch = min(detector.voxels[stream].pitch_mm[a] for a in (across, up)) / 10
         draw_hits(ax, place, panel, across, up, pitch * scale * 72)
-        draw_vertex(ax, event, across, up)
-        _frame(ax, detector, across, up)
+        draw_vertices(ax, event, across, up, vertex)
+        frame(ax, detector, across, up)
         ax.set_title(f"seen {view}", fontsize=10.5, color=GREY, style="italic", loc="right", pad=3)
         left += size[across] * scale + BETWEEN
     colour_bar(ax, panel, width=0.07, gap=0.06)
@@ -452,7 +470,8 @@ def draw_names(page: Page, row: int, panel: Panel) -> None:
 # ---------------------------------------------------------------------- small things
 
 
-def _frame(ax: Axes, detector: StreamDetector, across: int, up: int) -> None:
+def frame(ax: Axes, detector: StreamDetector, across: int, up: int) -> None:
+    """Names of the axes, and a pale frame and grid."""
     from matplotlib.ticker import MaxNLocator
 
     ax.set_xlabel(f"{detector.axes[across]} (cm)", fontsize=10.5, color=INK)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
 import numpy as np
 
 from nufm.data.detector import load_stream_detector
@@ -124,3 +128,23 @@ def one_hit() -> StreamEvent:
     """A single voxel, and nothing else read out."""
     hit = Hits(np.array([[10, 20, 5]], np.int32), np.array([3], np.int32), np.array([2.5], np.float32))
     return StreamEvent(voxels={"cal3d": hit}, name="one hit")
+
+
+def write_events(path: Path, events: Sequence[StreamEvent]) -> Path:
+    """An HDF5 file of these events, all with the same streams and truth."""
+    with h5py.File(path, "w") as file:
+        file.attrs.update(layout=1, detector="fasercal", producer="simulated by nufm", version="0", spec="{}", seed=0)
+        for stream in events[0].voxels:
+            hits = [e.voxels[stream] for e in events]
+            for field in ("index", "module", "charge", "ghost", "hierarchy", "category"):
+                if getattr(hits[0], field) is not None:
+                    file[f"hits/{stream}/{field}"] = np.concatenate([getattr(h, field) for h in hits])
+            file[f"hits/{stream}/offsets"] = np.cumsum([0, *map(len, hits)])
+        for stream in events[0].matrices:
+            file[f"matrices/{stream}"] = np.stack([e.matrices[stream] for e in events])
+        for stream in events[0].tracks:
+            file[f"tracks/{stream}/features"] = np.concatenate([e.tracks[stream] for e in events])
+            file[f"tracks/{stream}/offsets"] = np.cumsum([0, *(len(e.tracks[stream]) for e in events)])
+        for name in events[0].truth:
+            file[f"truth/{name}"] = np.stack([e.truth[name] for e in events])
+    return path
