@@ -78,7 +78,7 @@ class ParticleClassification(FineTuning):
 
     def training_step(self, batch: StreamBatch, batch_idx: int) -> Tensor:
         target = self.task.targets(batch.truth, batch.names)[LABEL]
-        logits = self.network(batch).float()
+        logits = self.network(batch)[LABEL]
         loss = self.loss(logits, target)
         right = (logits.argmax(1) == target)[target >= 0].float()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch.n_events, sync_dist=True)

@@ -90,8 +90,8 @@ class ParticleNetwork(nn.Module):
         nn.init.trunc_normal_(self.head[-1].weight, std=2e-5)
         nn.init.zeros_(self.head[-1].bias)
 
-    def forward(self, batch: StreamBatch) -> Tensor:
-        """Logits (B, K). A particle without hits has features 0.
+    def forward(self, batch: StreamBatch) -> dict[str, Tensor]:
+        """``particle``: float32 logits (B, K). A particle without hits has features 0.
 
         Raises:
             ValueError: the numbers, or who belongs together, are missing.
@@ -111,7 +111,7 @@ class ParticleNetwork(nn.Module):
             for block in self.context:
                 x = block(x, windows)
             x = self.context_norms[1](x)
-        return self.head(x)
+        return {LABEL: self.head(x).float()}
 
     def _numbers(self, batch: StreamBatch) -> Tensor:
         if batch.extra is None or batch.extra.shape[1] != NUMBERS:
@@ -124,7 +124,7 @@ class ParticleNetwork(nn.Module):
 
     def predict(self, batch: StreamBatch) -> StreamPrediction:
         """Probabilities of the classes."""
-        return StreamPrediction({LABEL: self(batch).float().softmax(1)}, {})
+        return StreamPrediction({LABEL: self(batch)[LABEL].softmax(1)}, {})
 
     def head_layers(self) -> list[list[nn.Module]]:
         """What features pass behind the encoder, first to last."""

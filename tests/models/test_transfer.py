@@ -175,6 +175,10 @@ def network(detector: str = "superfgd", **options) -> ParticleNetwork:
     return made.eval()
 
 
+def logits(model: ParticleNetwork, *events: StreamEvent, groups: list[int] | None = None) -> torch.Tensor:
+    return model(batch(*events, groups=groups))["particle"]
+
+
 def test_the_shape_is_the_published_selection():
     assert SHAPE == SHAPE_COLUMNS
 
@@ -192,10 +196,10 @@ def test_probabilities_do_not_depend_on_batch_mates(extra):
 def test_particles_of_an_event_see_each_other_and_no_others():
     model = network(context=2)
     events = [particle(s) for s in range(5)]
-    whole = model(batch(*events, groups=[2, 3]))
-    assert torch.allclose(model(batch(*events[:2], groups=[2])), whole[:2], atol=1e-5)
-    assert torch.allclose(model(batch(*events[2:], groups=[3])), whole[2:], atol=1e-5)
-    assert not torch.allclose(model(batch(*events[:2], groups=[1, 1])), whole[:2], atol=1e-3)
+    whole = logits(model, *events, groups=[2, 3])
+    assert torch.allclose(logits(model, *events[:2], groups=[2]), whole[:2], atol=1e-5)
+    assert torch.allclose(logits(model, *events[2:], groups=[3]), whole[2:], atol=1e-5)
+    assert not torch.allclose(logits(model, *events[:2], groups=[1, 1]), whole[:2], atol=1e-3)
 
 
 def test_numbers_are_used_as_told():
@@ -203,7 +207,7 @@ def test_numbers_are_used_as_told():
     other = event.replace(extra=event.extra + np.eye(31, dtype=np.float32)[0] * 9)  # where it is
     for extra, changes in (("none", False), ("shape", False), ("all", True)):
         model = network(extra=extra)
-        a, b = model(batch(event)), model(batch(other))
+        a, b = logits(model, event), logits(model, other)
         assert torch.allclose(a, b, atol=1e-4) is not changes, extra
 
 
@@ -218,7 +222,7 @@ def test_a_particle_without_hits_has_a_prediction():
 def test_every_parameter_learns():
     model = network(extra="all", context=2).train()
     events = [particle(s) for s in range(4)]
-    torch.nn.functional.cross_entropy(model(batch(*events, groups=[2, 2])), torch.arange(4)).backward()
+    torch.nn.functional.cross_entropy(logits(model, *events, groups=[2, 2]), torch.arange(4)).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
     assert not without
     inside = {p for layer in (*model.encoder.layers(), *model.head_layers()) for m in layer for p in m.parameters()}
