@@ -91,10 +91,7 @@ def save_pretrained(
     check_finite(tensors, type(model).__name__)
     named = {k: list(v) for k, v in (classes or {}).items()}
     if task is not None:
-        predicted = getattr(model, "n_classes", None)
-        for label, names in task_named(task).labels.items():
-            if not isinstance(predicted, Mapping) or label in predicted:
-                named.setdefault(label, list(names))
+        named = predicted_classes(model, task) | named
         _check_task(model, task, named, str(folder))
     config = {
         "format": FORMAT,
@@ -133,6 +130,13 @@ def save_pretrained(
     return folder
 
 
+def predicted_classes(model: nn.Module, task: str) -> dict[str, list[str]]:
+    """Label -> names of its classes, of those labels of a task that a model predicts: of events some, of points one."""
+    predicted = getattr(model, "n_classes", None)
+    labels = task_named(task).labels
+    return {k: list(v) for k, v in labels.items() if not isinstance(predicted, Mapping) or k in predicted}
+
+
 def _check_task(model: nn.Module, task: str, classes: Mapping[str, Sequence[str]], where: str) -> None:
     """Refuse a task that the model cannot fulfil: no classes, another number of them, points where instances are
     asked for or the reverse, or another class that is stuff.
@@ -144,6 +148,11 @@ def _check_task(model: nn.Module, task: str, classes: Mapping[str, Sequence[str]
             f"{where}: the task is '{task}', but {type(model).__name__} predicts no classes; an encoder alone has none"
         )
     kind = getattr(model, "kind", None)
+    if kind != wanted.kind:
+        raise ValueError(
+            f"{where}: the task '{task}' is {wanted.kind}, {type(model).__name__} is {kind}; expected one of "
+            f"{', '.join(t.name for t in KNOWN_TASKS.values() if t.kind == kind)}"
+        )
     # A model of points has the classes of its one label, a model of events those of each label that it predicts.
     predicted = n_classes if isinstance(n_classes, Mapping) else {next(iter(wanted.labels)): n_classes}
     for label, number in predicted.items():
@@ -153,11 +162,6 @@ def _check_task(model: nn.Module, task: str, classes: Mapping[str, Sequence[str]
                 f"{where}: the model has {number} classes, the task '{task}' {len(names)} ({', '.join(names)}); is it "
                 "a model for another task?"
             )
-    if kind != wanted.kind:
-        raise ValueError(
-            f"{where}: the task '{task}' is {wanted.kind}, {type(model).__name__} is {kind}; expected one of "
-            f"{', '.join(t.name for t in KNOWN_TASKS.values() if t.kind == kind)}"
-        )
     stuff = getattr(model, "stuff_class", None)
     if stuff != wanted.stuff:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,19 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from nufm.checkpoint import Pretrained
-from nufm.commands.inputs import check_labels, command_parser, default_folder, main, opened, provenance
-from nufm.data.datamodule import PointDataModule
+from nufm.commands.inputs import (
+    check_labels,
+    command_parser,
+    data_module_of,
+    default_folder,
+    main,
+    opened,
+    provenance,
+)
+from nufm.data.datamodule import EventDataModule, PointDataModule
 from nufm.data.pilarnet import PILArNetReader
+from nufm.data.stream_files import StreamReader
+from nufm.evaluation.event_scores import check_model
 from nufm.evaluation.report import write_evaluation
 from nufm.evaluation.scores import task_of
 from nufm.evaluation.tables import summary
@@ -23,7 +34,8 @@ USAGE = "python scripts/evaluate.py --checkpoint RUN_OR_EXPORT [--split SPLIT | 
 
 DESCRIPTION = """\
 Score a trained model on labelled events: tables, confusion matrices, calibration, and a page of event displays, truth
-beside prediction, of the best and the worst events.
+beside prediction, of the best and the worst events. A model of whole events of several sub-detectors is also asked what
+it looks at: scores without each sub-detector, hits that move its answer, a map of its latent space.
 
   python scripts/evaluate.py --checkpoint RUN
       the test events of a run of scripts/finetune.py
@@ -47,7 +59,10 @@ class EvaluateOptions:
         split: which events of data.root.
         events: HDF5 file, folder or glob in place of a split.
         max_events: score the first ones only; null = all.
-        examples: how many of the best and of the worst events to draw.
+        examples: how many of the best and of the worst events to draw; of whole events, of how many to draw the hits
+            that move the answer.
+        interpret: of models of whole events: also write what they look at (scores without each sub-detector and the
+            like), which takes several times as long as the scores.
         device: auto, cpu, cuda, ...
         threads: CPU threads; null = OMP_NUM_THREADS, else all cores.
         out: folder of the results; null = evaluation/<split or file>/ in the run folder, else in
@@ -59,6 +74,7 @@ class EvaluateOptions:
     events: str | None = None
     max_events: int | None = None
     examples: int = 3
+    interpret: bool = True
     device: str = "auto"
     threads: int | None = None
     out: str | None = None
@@ -69,8 +85,8 @@ def evaluate(args: Sequence[str] | None = None) -> None:
     main(run, args)
 
 
-def parser() -> ArgumentParser:
-    return command_parser(USAGE, EvaluateOptions)
+def parser(data: type[EventDataModule] = PointDataModule) -> ArgumentParser:
+    return command_parser(USAGE, EvaluateOptions, data)
 
 
 def run(args: Sequence[str]) -> dict:
@@ -79,18 +95,26 @@ def run(args: Sequence[str]) -> dict:
     Raises:
         ValueError, OSError: a setting, file or checkpoint that cannot be used.
     """
-    began = opened(parser, args, DESCRIPTION, check)
+    began = opened(functools.partial(parser, data_module_of(args)), args, DESCRIPTION, check)
     options, pretrained, data = began.options, began.pretrained, began.data
     events = open_events(pretrained, data, options)
     where = Path(options.events).stem.replace("*", "_") if options.events else options.split
     out = Path(options.out) if options.out else default_folder(options.checkpoint, "evaluation") / where
     origin = provenance(pretrained, data, {where: events})
     found = write_evaluation(
-        pretrained, events, out, batch_size=data.batch_size, examples=options.examples, provenance=origin
+        pretrained,
+        events,
+        out,
+        batch_size=data.batch_size,
+        examples=options.examples,
+        provenance=origin,
+        interpret=options.interpret,
     )
     (out / "config.yaml").write_text(began.config)
     Console().print(Markdown(summary(found)))
-    print(f"\nTables: {out / 'report.md'}. Event displays: {out / 'events.html'}.")
+    pictures = ", ".join(sorted(path.name for path in out.glob("*.png")))
+    drawn = f"Pictures beside them: {pictures}." if pretrained.of_streams else f"Event displays: {out / 'events.html'}."
+    print(f"\nTables: {out / 'report.md'}. {drawn}")
     return found
 
 
@@ -99,7 +123,9 @@ def check(options: EvaluateOptions) -> None:
         raise ValueError(f"examples is {options.examples}, expected at least 0")
 
 
-def open_events(pretrained: Pretrained, data: PointDataModule, options: EvaluateOptions) -> PILArNetReader:
+def open_events(
+    pretrained: Pretrained, data: EventDataModule, options: EvaluateOptions
+) -> PILArNetReader | StreamReader:
     """The events to score.
 
     Raises:
@@ -107,7 +133,12 @@ def open_events(pretrained: Pretrained, data: PointDataModule, options: Evaluate
             or no event at all.
         FileNotFoundError: ``events`` names nothing.
     """
-    task = task_of(pretrained)  # refuses an encoder without a task, before any file is looked for
+    if pretrained.of_streams:
+        check_model(pretrained)  # refuses an encoder without a task, before any file is looked for
+        if options.events is None:
+            return data.open(options.split, options.max_events, None)
+        return StreamReader(options.events, data.min_voxels, options.max_events, origin_mm=data.origin_mm)
+    task = task_of(pretrained)
     reader = PILArNetReader(
         options.events or data.split_path(options.split),
         energy_threshold=data.energy_threshold,

@@ -13,13 +13,20 @@ import yaml
 
 from nufm.checkpoint import Pretrained, from_pretrained, model_card, save_pretrained
 from nufm.checkpoint.describe import MODELS, TRANSFORMS, build, check_size
+from nufm.checkpoint.export import predicted_classes
 from nufm.checkpoint.weights import check_finite, check_fit, check_types, read_pickled
 from nufm.commands.inputs import main, run_folder
-from nufm.data.tasks import task_named
+from nufm.data.stream_datamodule import StreamDataModule
 from nufm.data.transforms import event_transforms
 from nufm.models.segmenter import Segmenter
+from nufm.models.stream_encoder import StreamEncoder
 from nufm.running.checkpointing import newest_checkpoint, verify
 from nufm.running.folder import write_atomic
+
+# Arguments of StreamDataModule that say which events the numbers of its transforms come from.
+FOUND_BY = (
+    *("root", "sample", "splits", "min_voxels", "n_train", "n_val", "n_test", "simulation_seed", "simulation_workers"),
+)
 
 DESCRIPTION = """\
 Write a model with everything needed to use it into one folder: model.safetensors, config.json (architecture, task,
@@ -54,7 +61,7 @@ def _export(args: Sequence[str]) -> None:
         task=pretrained.task,
         classes=pretrained.classes,
         units=pretrained.units,
-        selection={"energy_threshold": pretrained.energy_threshold},
+        selection=pretrained.selection,
         extra=pretrained.extra,
     )
     licence = options.licence or pretrained.extra.get("licence")
@@ -160,22 +167,25 @@ def from_run(run: Path, checkpoint: Path, branch: Literal["teacher", "student"] 
     check_types(tensors, model.state_dict(), checkpoint)
     check_finite(tensors, str(checkpoint))
     model.load_state_dict(tensors)
+    of_streams = isinstance(getattr(model, "encoder", model), StreamEncoder)
     given = data.get("transforms")
-    if given is None:
-        transforms = event_transforms(data["grid_size"])
-    else:
+    if given is not None:
         transforms = [build(_description(entry), TRANSFORMS, where) for entry in given]
+    elif of_streams:
+        transforms = StreamDataModule(**{k: data[k] for k in FOUND_BY if k in data}).transforms
+    else:
+        transforms = event_transforms(data["grid_size"])
     task = method.get("task") if part == "network" else None
     root = data.get("root")
     git = run / "git.json"
     return Pretrained(
         model=model.eval(),
         transforms=tuple(transforms),
-        grid_size=float(data["grid_size"]),
+        grid_size=None if of_streams else float(data["grid_size"]),
         task=task,
-        classes={} if task is None else {task_named(task).label: list(task_named(task).classes)},
+        classes={} if task is None else predicted_classes(model, task),
         units={"energy": "MeV", "momentum": "GeV/c", "vertex": "mm"},
-        selection={"energy_threshold": data["energy_threshold"]},
+        selection={} if of_streams else {"energy_threshold": data["energy_threshold"]},
         extra={
             "method": config["model"]["class_path"],
             **({"regime": method.get("regime")} if part == "network" else {"branch": branch}),

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 from rich.markdown import Markdown
 
-from nufm.checkpoint import check_compatible, from_pretrained, save_pretrained
+from nufm.checkpoint import Pretrained, check_compatible, from_pretrained, save_pretrained
+from nufm.checkpoint.describe import describe_transform
 from nufm.cli import REPOSITORY, RunCLI, run
 from nufm.commands.inputs import check_labels
 from nufm.data.datamodule import PointDataModule
@@ -93,7 +95,6 @@ class FinetuneCLI(RunCLI):
         return needed
 
     def check(self) -> None:
-        super().check()
         if not isinstance(self.model, FineTuning):
             raise ValueError(
                 f"model.class_path is {type(self.model).__name__}, which does not learn from labels; expected "
@@ -106,6 +107,7 @@ class FinetuneCLI(RunCLI):
                 f"{type(self.model).__name__} cannot learn from the events of a {type(self.datamodule).__name__}: "
                 f"expected data.class_path {fitting.__module__}.{fitting.__name__}"
             )
+        super().check()
         if getattr(self.datamodule, "views", None) is not None:
             raise ValueError("data.views cuts events into pieces, for pretraining; leave it out")
         self._start_from_pretrained()
@@ -147,10 +149,20 @@ class FinetuneCLI(RunCLI):
         if regime != "scratch" and not self.model.transfers:
             data = self.datamodule
             if isinstance(data, StreamDataModule) and self.config.data.init_args.transforms is None:
-                data.transforms = list(pretrained.transforms)  # the encoder's own, and not numbers of these events
+                self._take_transforms(pretrained)
             lattice = (data.transforms, getattr(data, "grid_size", None), getattr(data, "energy_threshold", None))
             check_compatible(pretrained, self.model.network.encoder, *lattice)
         self.model.load_encoder(pretrained.encoder)
+
+    def _take_transforms(self, pretrained: Pretrained) -> None:
+        """Prepare events as the encoder's own were, and not by numbers of the events of this run; the run's record says
+        so, since a resumed run does not open the encoder again."""
+        self.datamodule.transforms = list(pretrained.transforms)
+        described = [describe_transform(t) for t in pretrained.transforms]
+        self.config.data.init_args.transforms = [
+            Namespace(class_path=d["class_path"], init_args=Namespace(d["init_args"])) for d in described
+        ]
+        self.resolved = self.parser.dump(self.config, skip_none=False)
 
 
 def finetune(args: Sequence[str] | None = None) -> None:

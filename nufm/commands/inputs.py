@@ -6,6 +6,8 @@ the very files that it kept for that.
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 import re
 import sys
@@ -20,8 +22,11 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 from rich.console import Console
 
 from nufm.checkpoint import Pretrained, from_pretrained
-from nufm.data.datamodule import PointDataModule
+from nufm.checkpoint.files import CONFIG, find_export
+from nufm.data.datamodule import EventDataModule, PointDataModule
 from nufm.data.pilarnet import NO_LABELS, PILArNetReader
+from nufm.data.stream_datamodule import StreamDataModule
+from nufm.data.stream_files import StreamReader
 from nufm.data.transforms import Transform
 from nufm.machine import available_cores, keep_freed_memory
 from nufm.running.folder import environment, git_state
@@ -29,27 +34,31 @@ from nufm.running.messages import shorter
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Arguments of PointDataModule that say how it trains, and those that come with the weights.
+# Arguments of data modules that say how they train, and those that come with the weights.
 TRAINING = {"augment", "lattice", "views", "batch_size", "max_events", "subset_seed", "max_eval_events"}
 OF_THE_WEIGHTS = {"transforms", "grid_size", "energy_threshold"}
+OF_STREAMS = ("sample", "together", "min_voxels", "origin_mm")  # arguments of StreamDataModule alone that are kept
 
 
-def command_parser(usage: str, settings: type) -> ArgumentParser:
-    """Parser with ``--config``, the fields of the dataclass ``settings``, and ``--data.…``."""
+def command_parser(usage: str, settings: type, data: type[EventDataModule] = PointDataModule) -> ArgumentParser:
+    """Parser with ``--config``, the fields of the dataclass ``settings``, and arguments of ``data`` as ``--data.…``.
+    """
     # An abbreviated flag is a misspelt one, as in the command line of runs.
     parser = ArgumentParser(usage=usage, description="", allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags go on top of it.")
     parser.add_class_arguments(settings)
-    parser.add_class_arguments(PointDataModule, "data", skip=TRAINING | OF_THE_WEIGHTS, instantiate=False)
+    skipped = (TRAINING | OF_THE_WEIGHTS) & set(inspect.signature(data).parameters)
+    parser.add_class_arguments(data, "data", skip=skipped, instantiate=False)
     come_with = "It comes with the weights: leave it out, or give the same."
     parser.add_argument("--data.transforms", type=list[Transform] | None, default=None, help=come_with)
-    parser.add_argument("--data.grid_size", type=float | None, default=None, help=come_with)
-    parser.add_argument(
-        "--data.energy_threshold",
-        type=float | None,
-        default=None,
-        help="Points with at most this energy in MeV are dropped; null = as the weights' own events were.",
-    )
+    if data is PointDataModule:
+        parser.add_argument("--data.grid_size", type=float | None, default=None, help=come_with)
+        parser.add_argument(
+            "--data.energy_threshold",
+            type=float | None,
+            default=None,
+            help="Points with at most this energy in MeV are dropped; null = as the weights' own events were.",
+        )
     parser.add_argument(
         "--data.batch_size",
         type=int,
@@ -96,7 +105,7 @@ class Opened:
 
     options: Any
     pretrained: Pretrained
-    data: PointDataModule
+    data: EventDataModule
     config: str
 
 
@@ -116,6 +125,28 @@ def opened(
     check(options)
     pretrained = from_pretrained(options.checkpoint, map_location=choose_device(options.device, options.threads))
     return Opened(options, pretrained, open_data(options.data, pretrained), parser.dump(config, skip_unset=False))
+
+
+def data_module_of(args: Sequence[str]) -> type[EventDataModule]:
+    """The data module whose events the checkpoint in ``args`` takes; the one of points where that cannot be told."""
+    given = [value for i, arg in enumerate(args) for value in _value_of("--checkpoint", arg, args[i + 1 : i + 2])]
+    for i, arg in enumerate(args):
+        for path in _value_of("--config", arg, args[i + 1 : i + 2]):
+            try:
+                given.insert(0, (yaml.safe_load(Path(path).read_text()) or {})["checkpoint"])
+            except (OSError, yaml.YAMLError, KeyError, TypeError):
+                continue  # the parser says what is wrong with it
+    try:
+        place = find_export(given[-1])
+        of_streams = place.name == CONFIG and json.loads(place.read_text(encoding="utf-8")).get("grid_size", 0) is None
+    except (OSError, ValueError, IndexError, AttributeError, TypeError):
+        return PointDataModule  # whoever opens it says what is wrong with it
+    return StreamDataModule if of_streams else PointDataModule
+
+
+def _value_of(flag: str, arg: str, after: Sequence[str]) -> list[str]:
+    name, equals, value = arg.partition("=")
+    return [] if name != flag else [value] if equals else list(after)
 
 
 def main(run: Callable[[Sequence[str]], object], args: Sequence[str] | None) -> None:
@@ -154,18 +185,24 @@ def run_data(checkpoint: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{folder / 'config.yaml'}: not valid YAML ({error})") from error
     settings = ((config or {}).get("data") or {}).get("init_args") or {}
-    taken = ("root", "splits", "seed", "energy_threshold", "min_points")
+    taken = ("root", "splits", "seed", "energy_threshold", "min_points", *OF_STREAMS)
     simulated = ("n_train", "n_val", "n_test", "simulation_seed", "simulation_workers")
     return {k: settings[k] for k in (*taken, *simulated) if k in settings}
 
 
-def open_data(settings: Namespace | dict, pretrained: Pretrained) -> PointDataModule:
+def open_data(settings: Namespace | dict, pretrained: Pretrained) -> EventDataModule:
     """The events, prepared as the weights expect them.
 
     Raises:
-        ValueError: other transforms or another lattice were given than those of the weights; what differs is said.
+        ValueError: other transforms or another lattice were given than those of the weights; what differs is said. Or
+            settings of points for weights of events with several streams.
     """
     chosen = settings.as_dict() if isinstance(settings, Namespace) else dict(settings)
+    if pretrained.of_streams and "min_points" in chosen:
+        raise ValueError(
+            f"{pretrained.source}: holds a {type(pretrained.model).__name__}, whose events have several streams; this "
+            "command is for points. Its probes are in the report of its pretraining"
+        )
     given, grid_size = chosen.pop("transforms", None), chosen.pop("grid_size", None)
     differs = []
     if given is not None:
@@ -178,6 +215,8 @@ def open_data(settings: Namespace | dict, pretrained: Pretrained) -> PointDataMo
             f"{pretrained.source}: the events would be prepared otherwise than in training. {'; '.join(differs)}. "
             "Leave data.transforms and data.grid_size out: they come with the weights"
         )
+    if pretrained.of_streams:
+        return StreamDataModule(**chosen, transforms=list(pretrained.transforms))
     if chosen.get("energy_threshold") is None:
         chosen["energy_threshold"] = pretrained.energy_threshold
     return PointDataModule(**chosen, transforms=list(pretrained.transforms), grid_size=pretrained.grid_size)
@@ -231,7 +270,9 @@ def choose_device(name: str, threads: int | None) -> torch.device:
     return device
 
 
-def provenance(pretrained: Pretrained, data: PointDataModule, readers: Mapping[str, PILArNetReader]) -> dict[str, Any]:
+def provenance(
+    pretrained: Pretrained, data: EventDataModule, readers: Mapping[str, PILArNetReader | StreamReader]
+) -> dict[str, Any]:
     """Weights, files, commit and machine, for the JSON of a result.
 
     Args:
@@ -240,16 +281,22 @@ def provenance(pretrained: Pretrained, data: PointDataModule, readers: Mapping[s
         readers: split or name -> its events.
     """
     here = environment()
+    if pretrained.of_streams:
+        selection = {"min_voxels": data.min_voxels}
+    else:
+        selection = {
+            "energy_threshold": data.energy_threshold,
+            "energy_threshold_of_the_weights": pretrained.energy_threshold,
+            "min_points": data.min_points,
+            "below_min_points": {name: reader.n_below_minimum for name, reader in readers.items()},
+        }
     return {
         "checkpoint": pretrained.source,
         "trained": pretrained.extra,
         "data": {
             "root": data.root,
             "files": {name: [str(f) for f in reader.files] for name, reader in readers.items()},
-            "energy_threshold": data.energy_threshold,
-            "energy_threshold_of_the_weights": pretrained.energy_threshold,
-            "min_points": data.min_points,
-            "below_min_points": {name: reader.n_below_minimum for name, reader in readers.items()},
+            **selection,
         },
         "commit": git_state(REPOSITORY)[0]["commit"],
         "environment": {k: here[k] for k in ("started", "command", "processor", "cpu_cores", "gpus", "packages")},

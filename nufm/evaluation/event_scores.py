@@ -174,11 +174,11 @@ def true_value(event: StreamEvent, name: str) -> Tensor | None:
     return None if value is None else torch.as_tensor(np.asarray(value, dtype=np.float64))
 
 
-def check_events(pretrained: Pretrained, events: Sequence[StreamEvent]) -> EventTask:
-    """The model's task, if it can be scored on these events.
+def check_model(pretrained: Pretrained) -> EventTask:
+    """The model's task.
 
     Raises:
-        ValueError: it cannot: no task, other classes, no events, or a first event without the labels.
+        ValueError: it has none, or other classes than the task.
     """
     if pretrained.task is None:
         raise ValueError(
@@ -193,6 +193,16 @@ def check_events(pretrained: Pretrained, events: Sequence[StreamEvent]) -> Event
                 f"{pretrained.source}: predicts the classes {', '.join(names)} of '{label}'; the task '{task.name}' is "
                 f"scored on {', '.join(task.labels[label])}, in this order: the classes would be taken for one another"
             )
+    return task
+
+
+def check_events(pretrained: Pretrained, events: Sequence[StreamEvent]) -> EventTask:
+    """The model's task, if it can be scored on these events.
+
+    Raises:
+        ValueError: it cannot: no task, other classes, no events, or a first event without the labels.
+    """
+    task = check_model(pretrained)
     if len(events) == 0:
         raise ValueError("no events to evaluate on")
     first = events[0]

@@ -25,6 +25,7 @@ def write_evaluation(
     examples: int = 3,
     progress: bool = True,
     provenance: Mapping[str, Any] | None = None,
+    interpret: bool = False,
 ) -> dict[str, Any]:
     """Score a model on labelled events, and write everything that shows how it did.
 
@@ -33,9 +34,11 @@ def write_evaluation(
         events: a reader, or a list of events as they were read, with labels.
         folder: made if it is not there; results in it are replaced.
         batch_size: events at a time; no score depends on it.
-        examples: how many of the best and of the worst events to draw; of points alone.
+        examples: how many of the best and of the worst events to draw; of whole events, of how many to draw the hits
+            that move the answer, if ``interpret``.
         progress: show a bar on the terminal.
         provenance: added to the scores: checkpoint, files, commit, machine.
+        interpret: of models of whole events: also say what they look at (``nufm.evaluation.interpretation``).
 
     Returns:
         What scores.json holds: :func:`nufm.evaluation.evaluate` with ``simulated``, ``examples`` and the provenance;
@@ -49,7 +52,14 @@ def write_evaluation(
 
     folder = Path(folder)
     if pretrained.of_streams:
-        return _write_events(pretrained, events, folder, batch_size, progress, provenance)
+        found, parts = _write_events(pretrained, events, folder, batch_size, progress, provenance)
+        if interpret:
+            from nufm.evaluation.interpretation import write_interpretation  # brings t-SNE
+
+            drawn = {"batch_size": batch_size, "examples": examples, "simulated": found["simulated"]}
+            parts.append(write_interpretation(pretrained, events, folder, **drawn)[1])
+        (folder / "report.md").write_text("\n".join(parts))
+        return found
     collected = Evaluation(check(pretrained, events), examples)
     found = evaluate(pretrained, events, batch_size=batch_size, progress=progress, collected=collected)
     found["simulated"] = is_simulated(events[0])
@@ -72,8 +82,8 @@ def _write_events(
     batch_size: int,
     progress: bool,
     provenance: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """:func:`write_evaluation` of a model of events with several streams."""
+) -> tuple[dict[str, Any], list[str]]:
+    """:func:`write_evaluation` of a model of events with several streams: the scores, and the parts of report.md."""
     from nufm.display.geometry import is_simulated
     from nufm.display.scores import confusion_matrix
 
@@ -96,8 +106,7 @@ def _write_events(
         if head in pictures:
             parts.append(f"![{head}]({pictures[head]})\n")
     parts.append("All events: events.csv.\n")
-    (folder / "report.md").write_text("\n".join(parts))
-    return found
+    return found, parts
 
 
 def _write_numbers(found: Mapping[str, Any], per_event: Sequence[Mapping[str, Any]], folder: Path) -> None:

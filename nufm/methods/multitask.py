@@ -39,7 +39,6 @@ LEPTON, NO_LEPTON = 0.5, 0.05
 WEIGHTS = (0.3, 1.0, 5.0)  # least, at the beginning, largest
 WEIGHT_RATE = 0.1  # rate of the weights' own parameters over that of the heads, as in the public pretraining
 MADN = 1.4826
-SCALE_EVENTS = 5000  # training events, the first ones, that the scales are taken from
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,8 @@ def _spread(values: np.ndarray) -> float:
 class Multitask(FineTuning):
     """Trains an :class:`nufm.models.event_network.EventNetwork` on all its tasks at once.
 
-    The scales of momenta and vertex come from the first 5000 training events, unless the network has its own; the
-    checkpoint holds them.
+    The scales of momenta and vertex come from the training events, unless the network has its own; the checkpoint holds
+    them.
 
     Args:
         network: what is trained.
@@ -142,7 +141,7 @@ class Multitask(FineTuning):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self.set_scales(fit_scales(_truths(self.trainer.datamodule.reader("train"))))
+            self.set_scales(fit_scales(self.trainer.datamodule.reader("train").truths()))
 
     def set_scales(self, scales: Scales) -> None:
         """Sets the scales of the losses, and those of the network where it was built without."""
@@ -276,9 +275,3 @@ def _mean(values: Tensor) -> Tensor:
     """Mean, or a zero that is still part of the graph: other processes may have events."""
     return values.mean() if values.numel() else values.sum()
 
-
-def _truths(events: Any) -> dict[str, np.ndarray]:
-    """Momenta and vertices of the first ``SCALE_EVENTS`` events, (n, 3) each, NaN unknown."""
-    found = [events[i].truth for i in range(min(len(events), SCALE_EVENTS))]
-    unknown = np.full(3, np.nan)
-    return {n: np.stack([t.get(n, unknown) for t in found]) for n in (*MOMENTA, "lepton", "vertex")}
