@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from nufm.data.event import Event
+from nufm.data.streams import StreamEvent
 from nufm.data.transforms import Transform, compose
 from nufm.data.views import MultiView, Views
 
@@ -24,7 +25,7 @@ Key = tuple[int, int]  # epoch, event
 
 
 class EventDataset(Dataset):
-    """Transformed events, or their views.
+    """Transformed events (point clouds or those of several sub-detectors), or views of point clouds.
 
     Args:
         events: a sequence of events, such as a reader.
@@ -37,7 +38,7 @@ class EventDataset(Dataset):
 
     def __init__(
         self,
-        events: Sequence[Event],
+        events: Sequence[Event] | Sequence[StreamEvent],
         transforms: Sequence[Transform],
         augment: Sequence[Transform] = (),
         views: MultiView | None = None,
@@ -52,7 +53,7 @@ class EventDataset(Dataset):
     def __len__(self) -> int:
         return len(self.events)
 
-    def __getitem__(self, key: int | Key) -> Event | Views:
+    def __getitem__(self, key: int | Key) -> Event | StreamEvent | Views:
         """Sample ``(epoch, event)``, or ``event`` in epoch 0.
 
         The epoch comes with the index because persistent workers hold a copy of this object from before the

@@ -44,7 +44,7 @@ class StreamDataModule(EventDataModule):
             the numbers of the first tenth of the training events (at least 500, at most 2000, whatever ``max_events``).
         augment: applied before them to training events, whose charges are still in MeV.
         together: a sample is a group of events (``group`` in the file), such as the particles of one interaction, and
-            ``batch_size`` counts groups; else an event.
+            ``batch_size`` and ``max_events`` count groups; else an event.
         batch_size: events per optimiser step over ALL processes; each takes an equal share.
         num_workers: loader processes per training process.
         seed: fixes the order and all augmentations.
@@ -114,14 +114,14 @@ class StreamDataModule(EventDataModule):
         return ensure_dataset(self.n_simulated, seed=self.simulation_seed, workers=self.simulation_workers)
 
     def open(self, split: str, max_events: int | None, subset_seed: int | None) -> StreamReader:
-        reader = StreamReader(self.split_path(split), self.min_voxels, max_events, subset_seed, self.origin_mm)
+        reader = StreamReader(
+            self.split_path(split), self.min_voxels, max_events, subset_seed, self.origin_mm, self.together
+        )
         if len(reader) == 0:
             raise ValueError(
                 f"{self.split_path(split)}: none of its {reader.n_total} events has {self.min_voxels} hits; lower "
                 "min_voxels"
             )
-        if self.together and reader.group is None:
-            raise ValueError(f"{self.split_path(split)}: together is set, but the files have no data set 'group'")
         return reader
 
     # ---- transforms

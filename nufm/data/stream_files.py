@@ -74,6 +74,7 @@ class StreamReader:
         max_events: keep this many of the events that pass: the first ones, so that subsets are nested; None = all.
         subset_seed: draw the ``max_events`` at random with this seed instead (still nested, and in file order).
         origin_mm: where the detector's origin is in the frame of npz files; it is taken from their vertices.
+        together: ``max_events`` counts groups of events, all events of which are kept.
 
     Raises:
         FileNotFoundError: a path names nothing.
@@ -93,6 +94,7 @@ class StreamReader:
         max_events: int | None = None,
         subset_seed: int | None = None,
         origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        together: bool = False,
     ) -> None:
         self.files = find_files(paths, (*HDF5, NPZ))
         self.min_voxels, self.origin_mm = min_voxels, tuple(origin_mm)
@@ -118,13 +120,22 @@ class StreamReader:
         self.detector = next(iter(detectors))
         self.n_total = sum(map(len, passes))
         self.n_below_minimum = int(sum((~p).sum() for p in passes))
-        chosen = chosen_events(np.concatenate(passes), max_events, subset_seed)
+        group = None if any(g is None for g in groups) else _numbered(groups)
+        may = np.concatenate(passes)
+        if not together:
+            chosen = chosen_events(may, max_events, subset_seed)
+        elif group is None:
+            raise ValueError(f"{paths}: events are to be taken in groups, but a file has no data set 'group'")
+        else:
+            of_groups = chosen_events(np.bincount(group, may) > 0, max_events, subset_seed)
+            chosen = np.flatnonzero(may & np.isin(group, of_groups))
         self._file_index = np.repeat(np.arange(len(passes)), [len(p) for p in passes])[chosen]
         self._row_index = np.concatenate([np.arange(len(p)) for p in passes])[chosen]
-        self.group = None if any(g is None for g in groups) else _numbered(groups)[chosen]
-        self._report(max_events)
+        self.group = None if group is None else group[chosen]
+        self._report(max_events, len(np.unique(self.group)) if together else len(self))
 
-    def _report(self, max_events: int | None) -> None:
+    def _report(self, max_events: int | None, count: int) -> None:
+        """Says in the log what is used; ``count`` is what ``max_events`` counts."""
         where = str(self.files[0]) if len(self.files) == 1 else f"{len(self.files)} files, {self.files[0]} …"
         log.info(
             "%s: %d events of '%s', %d of them used, %d below the minimum of %d hits",
@@ -132,8 +143,8 @@ class StreamReader:
         )
         if len(self) == 0:
             log.warning("%s: no event has the minimum of %d hits; lower min_voxels", where, self.min_voxels)
-        elif max_events is not None and len(self) < max_events:
-            log.warning("%s: max_events is %d, but there are only %d events", where, max_events, len(self))
+        elif max_events is not None and count < max_events:
+            log.warning("%s: max_events is %d, but there are only %d", where, max_events, count)
 
     def __len__(self) -> int:
         return len(self._row_index)
@@ -178,7 +189,7 @@ class StreamReader:
         }
         known = set()
         for number, path in enumerate(self.files):
-            own = np.flatnonzero(self._file_index == number)
+            own = np.arange(*np.searchsorted(self._file_index, (number, number + 1)))
             record = self.record(own[0]) if path.suffix == NPZ and len(own) else {}
             for name, values in found.items() if len(own) else ():
                 if path.suffix == NPZ:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning import LightningModule, Trainer
 from stream_records import make_record, without, write
 
 from nufm.data import stream_datamodule
@@ -123,6 +124,45 @@ def test_label_budgets_are_nested_and_keep_the_numbers(root):
         module(root, max_events=3).train_dataloader()
 
 
+class Recorder(LightningModule):
+    """Notes the events and a number that augmentations change; stops where it is told to."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple] = []
+        self.stop_after = stop_after
+
+    def training_step(self, batch: StreamBatch, batch_idx: int) -> torch.Tensor:
+        value = batch.voxels["cal3d"].charge.sum() + batch.tracks["muon"].feat.sum()
+        self.seen.append((self.current_epoch, batch_idx, batch.names, float(value)))
+        return self.weight * value
+
+    def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+        if len(self.seen) == self.stop_after:
+            self.trainer.save_checkpoint(self.path)
+            self.trainer.should_stop = True
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+@pytest.mark.parametrize("stop_after", [3, 5, 7])  # in the first epoch of 5 batches, at its end, in the second
+def test_a_resumed_run_sees_the_batches_that_were_left(root, tmp_path, stop_after):
+    def run(model: Recorder, **options) -> list[tuple]:
+        settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+        trainer = Trainer(max_epochs=2, limit_val_batches=0, enable_model_summary=False, **settings)
+        trainer.fit(model, datamodule=module(root, augment=fasercal_augmentation()), **options)
+        return model.seen
+
+    whole = run(Recorder())
+    assert len(whole) == 10
+    stopped = Recorder(stop_after)
+    stopped.path = tmp_path / "stopped.ckpt"
+    assert run(stopped)[:stop_after] == whole[:stop_after]
+    assert run(Recorder(), ckpt_path=stopped.path) == whole[stop_after:]
+
+
 # ---- numbers of the standardisation
 
 
@@ -186,6 +226,18 @@ def test_groups_are_samples(root):
     assert [b.groups.tolist() for b in data.val_dataloader()] == [[0, 3, 6], [0, 1]]
     single = module(root).eval_dataset("val")[4]
     assert np.array_equal(data.eval_dataset("val")[1][1].voxels["cal3d"].charge, single.voxels["cal3d"].charge)
+
+
+def test_a_budget_of_groups_keeps_them_whole(root):
+    names = {}
+    for count in (2, 4):
+        reader = module(root, together=True, max_events=count, subset_seed=1, batch_size=1).reader("train")
+        names[count] = {int(reader.name(i).split("#")[1]) for i in range(len(reader))}
+        found = {n // 3 for n in names[count]}
+        assert len(found) == count and names[count] == {n for n in range(23) if n // 3 in found}
+    assert names[2] < names[4]
+    first = module(root, together=True, max_eval_events=2)
+    assert [b.groups.tolist() for b in first.val_dataloader()] == [[0, 3, 6]]
 
 
 def test_group_numbers_need_not_count_up():
