@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -46,28 +47,101 @@ def to_hdf5(
         ValueError: an event is not what it should be, or has other labels of its hits than the first one.
         FileExistsError: ``out`` is there.
     """
-    from nufm.simulation.fasercal.dataset import write_events  # imported here: it brings Numba
-
-    out, reader = Path(out).expanduser(), StreamReader(paths, origin_mm=origin_mm)
+    out, reader = Path(out).expanduser(), _reader(paths, origin_mm)
     if out.exists():
         raise FileExistsError(f"{out} is there already; choose another name, or remove it")
+    _write(reader, range(len(reader)), out, each)
+    return len(reader)
+
+
+def to_splits(
+    paths: str | Path | list[str | Path],
+    folder: str | Path,
+    shares: Mapping[str, float],
+    seed: int = 7,
+    origin_mm: Origin = (0.0, 0.0, 0.0),
+    each: Callable[[], None] | None = None,
+) -> dict[str, int]:
+    """Share the events of stream files out at random: ``folder/<split>/events.h5``; events of a group stay together. The
+    folder appears when it is complete, or not at all.
+
+    Args:
+        paths: file, folder, glob, or a list of these.
+        folder: a folder that is not there, or empty.
+        shares: split -> its share of the events; they sum to 1. The public code has 85, 5 and 10 %.
+        seed: of the draw. 7 is that of the public code, whose draw is another one.
+        origin_mm: where the centre of 3DCal is in the frame of the npz files' vertices.
+        each: called after each event.
+
+    Returns:
+        split -> number of its events.
+
+    Raises:
+        ValueError: shares that do not sum to 1 or leave a split empty, or a bad event (see :func:`to_hdf5`).
+        FileExistsError: the folder is there and not empty.
+    """
+    reader = _reader(paths, origin_mm)
+    if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(f"the shares are {dict(shares)}, expected positive numbers that sum to 1")
+    group = np.arange(len(reader)) if reader.group is None else reader.group
+    drawn = np.random.default_rng(seed).permutation(np.unique(group))
+    ends = np.rint(np.cumsum(list(shares.values())) * len(drawn)).astype(int)
+    parts = {s: np.flatnonzero(np.isin(group, p)) for s, p in zip(shares, np.split(drawn, ends[:-1]), strict=True)}
+    if empty := [split for split, rows in parts.items() if len(rows) == 0]:
+        raise ValueError(f"{paths}: {len(reader)} events leave none for {', '.join(empty)}; give it a larger share")
+    with _new_folder(folder) as temporary:
+        for split, rows in parts.items():
+            _write(reader, rows, temporary / split / "events.h5", each)
+    return {split: len(rows) for split, rows in parts.items()}
+
+
+def _reader(paths: str | Path | list[str | Path], origin_mm: Origin = (0.0, 0.0, 0.0)) -> StreamReader:
+    reader = StreamReader(paths, origin_mm=origin_mm)
     if len(reader) == 0:
         raise ValueError(f"{paths}: there are no events")
+    return reader
+
+
+def _write(reader: StreamReader, rows: Sequence[int], out: Path, each: Callable[[], None] | None) -> None:
+    """One HDF5 file of the events ``rows``."""
+    from nufm.simulation.fasercal.dataset import write_events  # imported here: it brings Numba
+
     temporary = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
     try:
         attributes = {"detector": reader.detector, "producer": reader.producer}
-        write_events(temporary, _records(reader, each), attributes)
+        write_events(temporary, _records(reader, rows, each), attributes)
         _drop_unknown(temporary)
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
-    return len(reader)
 
 
-def _records(reader: StreamReader, each: Callable[[], None] | None) -> Iterator[Record]:
+@contextmanager
+def _new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``folder`` if nothing goes wrong meanwhile.
+
+    Raises:
+        FileExistsError: the folder is there and not empty.
+    """
+    folder = Path(folder).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already and not empty; choose another name, or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        if folder.exists():
+            folder.rmdir()
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _records(reader: StreamReader, rows: Sequence[int], each: Callable[[], None] | None) -> Iterator[Record]:
     """Checked records with the same fields in all of them."""
     labels: dict[str, set[str]] = {}
-    for i in range(len(reader)):
+    for i in rows:
         record, event = reader.record(i), reader[i]
         for stream, hits in event.voxels.items():
             found = {name for name in LABELS if getattr(hits, name) is not None}
@@ -115,16 +189,12 @@ def to_npz(
         ValueError: events of a detector that has no npz layout, or two events of the same run and number.
         FileExistsError: the folder is there and not empty.
     """
-    reader, folder = StreamReader(paths), Path(folder).expanduser()
+    reader = _reader(paths)
     if reader.detector != NPZ_DETECTOR:
         raise ValueError(
             f"{paths}: events of the detector '{reader.detector}', the npz layout is for '{NPZ_DETECTOR}' only"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already and not empty; choose another name, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
+    with _new_folder(folder) as temporary:
         for i in range(len(reader)):
             record, event = reader.record(i), reader[i]  # the event is made for its checks
             record |= {f"hits/{s}/module": h.module for s, h in event.voxels.items()}
@@ -135,10 +205,4 @@ def to_npz(
             write_npz(path, record, origin_mm, reader.producer)
             if each is not None:
                 each()
-        temporary.chmod(0o755)  # mkdtemp makes it private
-        if folder.exists():
-            folder.rmdir()
-        os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return len(reader)

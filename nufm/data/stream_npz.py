@@ -13,7 +13,7 @@ The layout is the one that the public code saulam/faserDL writes (``dataset/read
 
 and nothing else: ``po``, ``tau_decay`` and the rest are left unread. A field that is absent is a stream that was not
 read out, or a truth that is not known. Files are loaded without pickle, which could run code: a field that is a Python
-object is refused if its content is needed.
+object is refused if its content is needed. Tar shards of such files have to be unpacked.
 
 Shape legend: N hits of 3DCal, M of AHCAL, T true deposits, E links of hits to deposits.
 """

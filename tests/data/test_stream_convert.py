@@ -10,6 +10,7 @@ from stream_records import make_record, npz_fields, without, write
 
 from nufm.commands.convert import main
 from nufm.data.stream_convert import to_hdf5, to_npz
+from nufm.data.stream_datamodule import StreamDataModule
 from nufm.data.stream_files import StreamReader
 from nufm.data.streams import StreamEvent
 from nufm.display.geometry import is_simulated
@@ -120,3 +121,29 @@ def test_command_cuts_particles_out(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(wrong if wrong is arguments else ["more", *arguments])
         assert message in capsys.readouterr().err
+
+
+def test_events_are_shared_out(tmp_path, capsys):
+    write(tmp_path / "a.h5", [make_record(i, group=i // 2) for i in range(20)])
+    arguments = [str(tmp_path / "a.h5"), "--splits", "train=0.7,val=0.1,test=0.2", "--out"]
+    main([*arguments, str(tmp_path / "d")])
+    assert capsys.readouterr().out == f"20 events in {tmp_path / 'd'}\n"
+    source, found = StreamReader(tmp_path / "a.h5"), {}
+    for split, count in (("train", 14), ("val", 2), ("test", 4)):
+        reader = StreamReader(tmp_path / "d" / split)
+        found[split] = [int(reader.record(i)["identity/event"]) for i in range(len(reader))]
+        assert len(reader) == count and all(same(e, source[n]) for e, n in zip(reader, found[split], strict=True))
+        assert all(n ^ 1 in found[split] for n in found[split])  # both events of a group
+    assert sorted(n for numbers in found.values() for n in numbers) == list(range(20))
+    assert found["train"] != list(range(14))
+    assert StreamDataModule(root=str(tmp_path / "d"), batch_size=2).has_split("test")
+    for extra, message in (
+        (["--splits", "train=0.7,val=0.1"], "sum to 1"),
+        (["--splits", "train=0.99,val=0.01"], "leave none for val"),
+        (["--splits", "train=1,trial=0"], "trial=0"),
+        (["--splits", "train=half"], "train=half"),
+        (["--out", str(tmp_path / "d")], "not empty"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*arguments, str(tmp_path / "e"), *extra])
+        assert message in capsys.readouterr().err and not (tmp_path / "e").exists()
