@@ -88,10 +88,19 @@ class Pretrained:
             raise ValueError(f"{self.source}: the task '{task.name}' is one of whole events: see its 'classes'")
         return tuple(self.classes.get(task.label, task.classes))
 
-    def batch(self, events: Sequence[Event] | Sequence[StreamEvent]) -> PointBatch | StreamBatch:
-        """The events as the model takes them. An event's seed fixes what its transforms draw at random."""
+    def batch(
+        self, events: Sequence[Event] | Sequence[StreamEvent], groups: Sequence[int] | None = None
+    ) -> PointBatch | StreamBatch:
+        """The events as the model takes them. An event's seed fixes what its transforms draw at random.
+
+        Args:
+            events: at least one.
+            groups: numbers of consecutive events with several streams that belong together; None: each stands alone.
+        """
         ready = [_transformed(e, self.transforms) for e in events]
-        return StreamBatch.from_events(ready) if self.of_streams else PointBatch.from_events(ready, self.grid_size)
+        if self.of_streams:
+            return StreamBatch.from_events(ready, groups)
+        return PointBatch.from_events(ready, self.grid_size)
 
     @torch.no_grad()
     def features(self, event: Event | StreamEvent) -> np.ndarray:
@@ -163,18 +172,20 @@ class Pretrained:
                 source = PILArNetReader(source, energy_threshold=self.energy_threshold, min_points=0)
         if getattr(self.encoder, "sees_batch_mates", False):
             batch_size = 1
-        starts = range(0, len(source), batch_size)
-        return self._predict_batches(source, starts, batch_size, progress and len(starts) > 1)
+        groups = getattr(source, "group", None) if getattr(self.model, "sees_groups", False) else None
+        batches = _whole_groups(len(source), batch_size, groups)
+        return self._predict_batches(source, batches, progress and len(batches) > 1)
 
     def _predict_batches(
-        self, source: Sequence[Event], starts: Iterable[int], size: int, progress: bool
+        self, source: Sequence[Event], batches: Iterable[list[int]], progress: bool
     ) -> Iterator[EventPrediction] | Iterator[StreamEventPrediction]:
         with _bar(progress) as bar:
-            task = bar.add_task("events", total=len(source))
-            for start in starts:
-                events = [source[i] for i in range(start, min(start + size, len(source)))]
-                yield from self._predict_streams(events) if self.of_streams else self._predict(events)
+            task, start = bar.add_task("events", total=len(source)), 0
+            for sizes in batches:
+                events = [source[i] for i in range(start, start + sum(sizes))]
+                yield from self._predict_streams(events, sizes) if self.of_streams else self._predict(events)
                 bar.advance(task, len(events))
+                start += len(events)
 
     @torch.no_grad()
     def _predict(self, events: list[Event]) -> list[EventPrediction]:
@@ -195,11 +206,11 @@ class Pretrained:
         return predictions
 
     @torch.no_grad()
-    def _predict_streams(self, events: list[StreamEvent]) -> list[StreamEventPrediction]:
+    def _predict_streams(self, events: list[StreamEvent], groups: Sequence[int]) -> list[StreamEventPrediction]:
         for event in events:
             _check_kind(event, self.source)
         with _evaluating(self.model):
-            found = self.model.predict(self.batch(events).to(_device(self.model)))
+            found = self.model.predict(self.batch(events, groups).to(_device(self.model)))
         probability, value = (
             {k: v.float().cpu().numpy() for k, v in part.items()} for part in (found.probability, found.value)
         )
@@ -256,6 +267,19 @@ def _check_kind(event: object, source: str) -> None:
             f"{source}: the model takes events with several streams, found a {type(event).__name__}; read them with "
             "nufm.data.stream_files.StreamReader"
         )
+
+
+def _whole_groups(n: int, size: int, group: np.ndarray | None) -> list[list[int]]:
+    """Batches of n events in order, as the sizes of the groups in them: as many events as ``size``, or the more that it
+    takes to keep those together that have equal numbers in ``group`` (n,); None: each is a group of its own."""
+    numbers = np.arange(n) if group is None else np.asarray(group)
+    edges = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1, append=numbers[-1:] + 1))
+    batches: list[list[int]] = []
+    for many in np.diff(edges).tolist():
+        if not batches or sum(batches[-1]) + many > size:
+            batches.append([])
+        batches[-1].append(many)
+    return batches
 
 
 def _transformed(event: Event, transforms: Sequence[Transform]) -> Event:

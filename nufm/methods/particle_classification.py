@@ -77,6 +77,11 @@ class ParticleClassification(FineTuning):
         self.task.targets(batch.truth, batch.names)
 
     def training_step(self, batch: StreamBatch, batch_idx: int) -> Tensor:
+        if self.network.sees_groups and batch.groups is None:
+            raise ValueError(
+                f"{batch.names[0]} …: network.context is {len(self.network.context)} blocks among the particles of an "
+                "event, but the batches do not say which belong together; set data.together true, or network.context 0"
+            )
         target = self.task.targets(batch.truth, batch.names)[LABEL]
         logits = self.network(batch)[LABEL]
         loss = self.loss(logits, target)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from nufm.data.prediction import StreamPrediction
@@ -94,19 +95,15 @@ class ParticleNetwork(nn.Module):
         """``particle``: float32 logits (B, K). A particle without hits has features 0.
 
         Raises:
-            ValueError: the numbers, or who belongs together, are missing.
+            ValueError: the numbers are missing.
         """
         x = self.encoder.event_features(batch)
         if self.numbers is not None:
             x = x + self.numbers(self._numbers(batch).to(x.dtype))
         if self.context:
-            if batch.groups is None:
-                raise ValueError(
-                    f"{batch.names[0]} …: the network looks at all particles of an event, but the batch does not say "
-                    "which belong together; use data with events of several particles (--data.together true), or "
-                    "network.context 0"
-                )
-            windows = Windows.of_boundaries(batch.groups)
+            # Without groups every event stands alone (see StreamBatch), and so does its particle.
+            groups = torch.arange(len(x) + 1, device=x.device) if batch.groups is None else batch.groups
+            windows = Windows.of_boundaries(groups)
             x = self.context_norms[0](x)
             for block in self.context:
                 x = block(x, windows)
@@ -121,6 +118,11 @@ class ParticleNetwork(nn.Module):
                 f"{NUMBERS} for each particle, found {found}; use data of nufm.data.particles, or network.extra none"
             )
         return batch.extra[:, list(SHAPE)] if self.extra == "shape" else batch.extra
+
+    @property
+    def sees_groups(self) -> bool:
+        """Whether what is said of a particle depends on the others of its group."""
+        return len(self.context) > 0
 
     def predict(self, batch: StreamBatch) -> StreamPrediction:
         """Probabilities of the classes."""

@@ -101,6 +101,11 @@ def test_labels_are_needed():
         method().check_labels(batch)
 
 
+def test_particles_that_should_see_each_other_need_groups():
+    with pytest.raises(ValueError, match=r"context is 1 blocks .* set data\.together true"):
+        method(context=1).training_step(StreamBatch.from_events([event(0, 0), event(1, 1)]), 0)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("particles")

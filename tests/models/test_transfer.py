@@ -199,7 +199,10 @@ def test_particles_of_an_event_see_each_other_and_no_others():
     whole = logits(model, *events, groups=[2, 3])
     assert torch.allclose(logits(model, *events[:2], groups=[2]), whole[:2], atol=1e-5)
     assert torch.allclose(logits(model, *events[2:], groups=[3]), whole[2:], atol=1e-5)
-    assert not torch.allclose(logits(model, *events[:2], groups=[1, 1]), whole[:2], atol=1e-3)
+    alone = logits(model, *events[:2], groups=[1, 1])
+    assert not torch.allclose(alone, whole[:2], atol=1e-3)
+    assert torch.equal(logits(model, *events[:2]), alone), "without groups each stands alone"
+    assert model.sees_groups and not network().sees_groups
 
 
 def test_numbers_are_used_as_told():
@@ -232,7 +235,6 @@ def test_every_parameter_learns():
 @pytest.mark.parametrize(
     ("options", "event", "said"),
     [
-        ({"context": 1}, {}, "which belong together"),
         ({"extra": "all"}, {"extra": None}, "found none"),
         ({"extra": "shape"}, {"extra": np.zeros(16, np.float32)}, "found 16"),
     ],
