@@ -62,8 +62,8 @@ def to_splits(
     origin_mm: Origin = (0.0, 0.0, 0.0),
     each: Callable[[], None] | None = None,
 ) -> dict[str, int]:
-    """Share the events of stream files out at random: ``folder/<split>/events.h5``; events of a group stay together. The
-    folder appears when it is complete, or not at all.
+    """Share the events of stream files out at random: ``folder/<split>/events.h5``; events of a group stay together.
+    The folder appears when it is complete, or not at all.
 
     Args:
         paths: file, folder, glob, or a list of these.
