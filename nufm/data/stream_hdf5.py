@@ -76,6 +76,11 @@ class EventFile:
                     )
                 path = f"{kind}/{stream}"
                 data, offsets = self._ragged(path) if kind != "matrices" else ({path: file[path]}, None)
+                if kind == "hits" and known[stream].modules > 1 and f"{path}/module" not in data:
+                    raise ValueError(
+                        f"{self.path}: data set '{path}/module' is missing, the stream has {known[stream].modules} "
+                        "modules"
+                    )
                 lengths[path] = len(file[path]) if offsets is None else len(offsets) - 1
                 present = None
                 if f"present/{stream}" in file:

@@ -42,6 +42,8 @@ TRUTH: dict[str, tuple[tuple[int, ...], type, str]] = {
     "vertex": ((3,), np.float32, "mm"),
     "neutrino_energy": ((), np.float32, "GeV"),
 }
+CLASSES = {"flavour": FLAVOUR_NAMES, "charm": CHARM_NAMES}  # truths that are numbers of these
+SLACK = 1e-3  # rounding of shares in half precision
 HIT_TRUTH = {"ghost": (), "hierarchy": (3,), "category": (3,)}  # shape behind N
 
 
@@ -104,8 +106,8 @@ class StreamEvent:
 
     Raises:
         ValueError: a stream that the detector does not have, a wrong shape, a module or voxel beyond the detector, a
-            voxel that is hit twice, values that are not finite, tracks with other features, more tracks than the
-            detector gives.
+            voxel that is hit twice, a class, flag or share that does not exist, values that are not finite, tracks
+            with other features, more tracks than the detector gives.
     """
 
     voxels: Mapping[str, Hits] = field(default_factory=dict)
@@ -147,6 +149,11 @@ class StreamEvent:
             if name not in TRUTH:
                 raise ValueError(f"{self.name}: unknown truth '{name}', expected some of {', '.join(TRUTH)}")
             _check_shape(np.asarray(value), TRUTH[name][0], self.name, "truth", name)
+            if name in CLASSES and not -1 <= int(value) < len(CLASSES[name]):
+                raise ValueError(
+                    f"{self.name}: truth '{name}' is {int(value)}, expected a class 0 … {len(CLASSES[name]) - 1}, or "
+                    "-1 if it is not known"
+                )
         if self.extra is not None:
             _check_finite(self.extra, self.name, "extra", "values", "numbers")
 
@@ -201,6 +208,14 @@ def _check_hits(hits: Hits, geometry: StreamDetector, stream: str, name: str) ->
             f"{name}: stream '{stream}', field 'index': voxel {hits.index[row].tolist()} of module {hits.module[row]} "
             f"is hit twice (hit {row}), expected each voxel once; add the charges up"
         )
+    for attribute, most in (("ghost", 2), ("hierarchy", 1 + SLACK), ("category", 1 + SLACK)):
+        value = getattr(hits, attribute)
+        if value is not None and not (value.min() >= 0 and value.max() <= most):  # NaN compares false
+            row = int(np.argmax(~((value >= 0) & (value <= most)).reshape(n, -1).all(1)))
+            raise ValueError(
+                f"{name}: stream '{stream}', field '{attribute}' of hit {row} is {value[row].tolist()}, expected "
+                f"{'a flag 0, 1 or 2' if attribute == 'ghost' else 'shares from 0 to 1'}"
+            )
     object.__setattr__(hits, "_placed_in", (geometry.name, stream))
 
 
