@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from nufm.data.event import Event
 from nufm.data.streams import StreamEvent
 from nufm.evaluation.event_scores import EventEvaluation, check_events
 from nufm.evaluation.scores import Evaluation, Example, batches, check, evaluate
-from nufm.evaluation.tables import percent, sections, table, title
+from nufm.evaluation.tables import HEADS, percent, rounded, sections, table, title
 
 
 def write_evaluation(
@@ -85,28 +86,58 @@ def _write_events(
 ) -> tuple[dict[str, Any], list[str]]:
     """:func:`write_evaluation` of a model of events with several streams: the scores, and the parts of report.md."""
     from nufm.display.geometry import is_simulated
-    from nufm.display.scores import confusion_matrix
 
     task = check_events(pretrained, events)
     collected = EventEvaluation(task, {label: pretrained.classes[label] for label in pretrained.model.n_classes})
-    for batch in batches(events, batch_size, progress):
-        collected.add(batch, pretrained.predict(batch, batch_size, progress=False))
+    predicted = pretrained.predict_each(events, batch_size, progress)  # keeps together what belongs together
+    for batch in batches(events, batch_size, False):
+        collected.add(batch, list(itertools.islice(predicted, len(batch))))
     found = {**collected.result(), "simulated": is_simulated(events[0]), **(provenance or {})}
     folder.mkdir(parents=True, exist_ok=True)
     _write_numbers(found, collected.per_event, folder)
-    pictures = {}
-    for label, scores in found["labels"].items():
-        name = f"confusion_{label}.png"
-        heading = f"{label}: {title(found)}"
-        confusion_matrix(scores["confusion"], scores["classes"], folder / name, heading, "events")
-        pictures[label.capitalize()] = name
+    pictures = _draw_events(found, collected, folder)
     parts = [f"# {title(found)}\n", f"Model: {pretrained.source}. Scores of classes in per cent.\n"]
     for head, text in sections(found):
         parts.append(f"## {head}\n\n{text}")
-        if head in pictures:
-            parts.append(f"![{head}]({pictures[head]})\n")
+        parts += [f"![{head}]({name})\n" for name in pictures.get(head, ())]
     parts.append("All events: events.csv.\n")
     return found, parts
+
+
+def _draw_events(found: Mapping[str, Any], collected: EventEvaluation, folder: Path) -> dict[str, list[str]]:
+    """Pictures of the scores of whole events; names of the files written, by the section they belong to."""
+    from nufm.display.event_scores import reconstructed, roc_curves
+    from nufm.display.scores import confusion_matrix
+
+    written: dict[str, list[str]] = {}
+    for label, scores in found["labels"].items():
+        heading, names = f"{label}: {title(found)}", [f"confusion_{label}.png", f"roc_{label}.png"]
+        confusion_matrix(scores["confusion"], scores["classes"], folder / names[0], heading, "events")
+        rows = [collected.scores[label]["auc"].samples(which).numpy() for which in ("score", "target")]
+        roc_curves(*rows, scores["classes"], scores["auc"], folder / names[1], heading)
+        written[label.capitalize()] = names
+    flavours = found["labels"].get("flavour", {}).get("classes", ())
+    if found["quantities"]:
+        values = {name: collected.values(name) for name in found["quantities"]}
+        group = next(iter(values.values()))[2].numpy()
+        sizes = {
+            HEADS[name]: tuple((v.norm(dim=1) if v.dim() > 1 else v).numpy() for v in pair[:2])
+            for name, pair in values.items()
+        }
+        notes = {
+            HEADS[name]: f"σ_MAD {rounded(rows['all']['sigma_mad'], 3)}" for name, rows in found["quantities"].items()
+        }
+        reconstructed(sizes, folder / "momenta.png", "GeV/c", title(found), notes, group=group, names=flavours)
+        written[HEADS[list(found["quantities"])[-1]]] = ["momenta.png"]
+    if "vertex" in found:
+        reco, true, group = (v.numpy() for v in collected.values("vertex"))
+        axes = {axis: (reco[:, i], true[:, i]) for i, axis in enumerate("xyz")}
+        notes = {a: f"IQR of the residual {rounded(v['iqr'], 0)} mm" for a, v in found["vertex"]["all"]["axes"].items()}
+        heading = f"vertex, {title(found)}"
+        colours = {"group": group, "names": flavours}
+        reconstructed(axes, folder / "vertex.png", "mm", heading, notes, logarithmic=False, **colours)
+        written["Vertex"] = ["vertex.png"]
+    return written
 
 
 def _write_numbers(found: Mapping[str, Any], per_event: Sequence[Mapping[str, Any]], folder: Path) -> None:

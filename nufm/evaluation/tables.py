@@ -118,6 +118,8 @@ def momentum_table(found: Mapping[str, Any]) -> str:
 
 # ---------------------------------------------------------------------- whole events
 
+HEADS = {"visible": "Visible momentum", "jet": "Jet", "lepton": "Lepton", "missing_pt": "Missing p_T"}
+
 
 def label_table(scores: Mapping[str, Any]) -> str:
     """One-vs-rest AUC and recall of each class of a label, and the means."""
@@ -146,8 +148,8 @@ def quantity_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         ["true flavour", "events", "median", "IQR", "fractional median", "σ_MAD"],
         [
             [
-                name, f"{r['count']:,}", *(number(r[k], 1, sign=k == "median") for k in ("median", "iqr")),
-                number(r["fractional_median"], 3, sign=True), number(r["sigma_mad"], 3),
+                name, f"{r['count']:,}", *(rounded(r[k], 1, sign=k == "median") for k in ("median", "iqr")),
+                rounded(r["fractional_median"], 3, sign=True), rounded(r["sigma_mad"], 3),
             ]
             for name, r in rows.items()
         ],
@@ -159,26 +161,25 @@ def vertex_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         ["true flavour", "events", "mean", "median", "68 %", "95 %", "IQR x", "IQR y", "IQR z"],
         [
             [
-                name, f"{r['count']:,}", *(number(r[k], 0) for k in ("mean", "median", "q68", "q95")),
-                *(number(r["axes"][a]["iqr"], 0) for a in "xyz"),
+                name, f"{r['count']:,}", *(rounded(r[k], 0) for k in ("mean", "median", "q68", "q95")),
+                *(rounded(r["axes"][a]["iqr"], 0) for a in "xyz"),
             ]
             for name, r in rows.items()
         ],
     )  # fmt: skip
 
 
-def number(value: float | None, digits: int, sign: bool = False) -> str:
+def rounded(value: float | None, digits: int, sign: bool = False) -> str:
     return "–" if value is None else f"{value:{'+' if sign else ''},.{digits}f}"
 
 
 def event_sections(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Heading and text of everything that was scored of whole events."""
     parts = [(label.capitalize(), f"{label_table(s)}\n{label_text(s)}") for label, s in found["labels"].items()]
-    heads = {"visible": "Visible momentum", "jet": "Jet", "lepton": "Lepton", "missing_pt": "Missing p_T"}
     for name, rows in found["quantities"].items():
         what, unit = QUANTITIES[name]
         which = "; events that have one" if name == "lepton" else ""
-        parts.append((heads[name], f"Size of the {what}, in {unit}{which}.\n\n{quantity_table(rows)}"))
+        parts.append((HEADS[name], f"Size of the {what}, in {unit}{which}.\n\n{quantity_table(rows)}"))
     if found["quantities"]:
         note = (
             "Residuals are reconstructed minus true; σ_MAD = 1.4826 · median|r - median r|, r = residual / true, of "

@@ -148,8 +148,8 @@ def test_the_folder_of_an_evaluation(folder):
     for words in ("# fasercal: 18 events", "## Flavour", "## Charm", "σ_MAD", "ντ CC → had", "## Vertex", "Missing p"):
         assert words in report, words
     assert "simulated by nufm" not in report, "these were not"
-    for label in ("flavour", "charm"):
-        assert imread(out / f"confusion_{label}.png").std() > 0.05 and f"(confusion_{label}.png)" in report
+    for name in ("confusion_flavour", "confusion_charm", "roc_flavour", "roc_charm", "momenta", "vertex"):
+        assert imread(out / f"{name}.png").std() > 0.05 and f"({name}.png)" in report
     with open(out / "events.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 18 and rows[1]["flavour"] == FLAVOUR_NAMES[201 % 6] and float(rows[0]["vertex_mm"]) > 0

@@ -159,6 +159,7 @@ def test_scales_against_scipy():
     charged = truth["lepton"][np.abs(truth["lepton"]).sum(1) > 0]
     assert len(charged) == 375
     np.testing.assert_allclose(scales.component[2], median_abs_deviation(charged, scale="normal"), rtol=1e-4)
+    assert scales.gate[0] == pytest.approx(np.quantile(p_t[p_t > 0.1], 0.05))
     assert scales.gate[2] == pytest.approx(np.quantile(np.linalg.norm(charged, axis=1), 0.05))
     np.testing.assert_allclose(scales.vertex, [truth["vertex"].mean(0), truth["vertex"].std(0)])
 
