@@ -54,18 +54,20 @@ def main() -> None:
     parser.add_argument("--pretrained", type=Path, default=PRETRAINED, help="run of scripts/pretrain.py")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["superfgd"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the trainings on labels")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--numbers", action="store_true", help="also with the hand-crafted numbers")
     parser.add_argument("--runs", type=Path, default=Path("runs/transfer"), help="folder of all runs")
     parser.add_argument("--workers", type=int, default=available_cores(), help="runs at a time, each on one core")
     parser.add_argument("--finished", action="store_true", help="train nothing: write the tables of the finished runs")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    if not options.finished and not (options.pretrained / "export" / "config.json").is_file():
+    needed = any(None in METHODS[m] for m in options.methods) and not options.finished
+    if needed and not (options.pretrained / "export" / "config.json").is_file():
         raise SystemExit(
             f"{options.pretrained} is no finished run of scripts/pretrain.py; make one (configs/tiny/fasercal_mae.yaml,"
             " then fasercal_relational.yaml --pretrained THAT_RUN), or run benchmarks/fasercal_pretraining.py first"
         )
-    methods = [m + add for m in METHODS for add in ("", NUMBERS)[: 1 + options.numbers]]
+    methods = [m + add for m in options.methods for add in ("", NUMBERS)[: 1 + options.numbers]]
     names = {(t, m, s): run_name(t, m, s) for t in options.tasks for m in methods for s in options.seeds}
     jobs = {name: training(options.pretrained, *key) for key, name in names.items()}
     if options.finished:
