@@ -79,7 +79,7 @@ class VoxelStream:
         low_mm: low corner of module 0, from the origin of positions.
         modules: how many; module m is ``m * module_pitch_mm`` further along the last axis.
         module_pitch_mm: distance of modules.
-        material: effective properties of the mixture, for the simulation; named in the file.
+        material: substance -> mm in one layer, for the simulation.
     """
 
     lattice: tuple[int, int, int]

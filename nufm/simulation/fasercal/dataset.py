@@ -14,27 +14,26 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import h5py
 import numpy as np
 from filelock import FileLock
 
 from nufm.data.cache import cache_folder
+from nufm.data.detector import FOLDER
 from nufm.simulation.dataset import EVENTS_PER_FILE, PRODUCER, STREAMS
+from nufm.simulation.fasercal.deposits import Deposits, make_deposits
 from nufm.simulation.fasercal.generator import Beam, generate
 from nufm.simulation.fasercal.geometry import CAL3D, world_of
 from nufm.simulation.fasercal.readout import Readout
-from nufm.simulation.fasercal.showers import Deposits, make_deposits
 from nufm.simulation.fasercal.truth import Simulated, detect, event_arrays, event_record
 from nufm.simulation.fasercal.workers import in_order
+from nufm.simulation.fasercal.writer import write_events
 from nufm.simulation.progress import SimulationProgress
 
-LAYOUT = 1
-CHUNK_ROWS = 16_384
 _ATTEMPTS = 1000
 _HERE = "nufm.simulation.fasercal.dataset"
 
@@ -88,7 +87,7 @@ def simulate(spec: FASERCalSpec, seed: int, stream: int, index: int) -> Simulate
 def simulate_event(spec: FASERCalSpec, seed: int, stream: int, index: int) -> dict[str, np.ndarray]:
     """The event with the fields of the public per-event files, see :func:`nufm.simulation.fasercal.truth.event_record`.
     """
-    return event_record(simulate(spec, seed, stream, index), stream, index)
+    return event_record(simulate(spec, seed, stream, index), stream, index, spec.detector)
 
 
 def simulate_arrays(spec: FASERCalSpec, seed: int, stream: int, index: int) -> dict[str, np.ndarray]:
@@ -97,124 +96,6 @@ def simulate_arrays(spec: FASERCalSpec, seed: int, stream: int, index: int) -> d
 
 
 # ---------------------------------------------------------------------- files
-
-
-def write_events(
-    path: str | Path,
-    records: Iterable[Mapping[str, np.ndarray]],
-    attributes: Mapping[str, object],
-    progress: SimulationProgress | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Write records into one stream file; the file appears when it is complete, or not at all.
-
-    Args:
-        path: an HDF5 file (.h5 or .hdf5); its folder is made.
-        records: one dictionary per event from the path of a data set to its array, see ``nufm/data/stream_files.py``.
-        attributes: of the file: detector, producer, ...
-        progress: counts the events.
-        overwrite: replace an existing file.
-
-    Raises:
-        ValueError: a name that does not end in .h5 or .hdf5, or records whose paths do not agree.
-        FileExistsError: the file is there, and ``overwrite`` is not set.
-    """
-    path = Path(path).expanduser()
-    if path.suffix not in (".h5", ".hdf5"):
-        raise ValueError(f"{path}: expected a name that ends in .h5 or .hdf5")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} is there already; choose another name, or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    try:
-        with h5py.File(temporary, "w") as file:
-            file.attrs.update({"layout": LAYOUT, **attributes})
-            writer = _Writer(file)
-            for record in records:
-                writer.add(record)
-                if progress is not None:
-                    progress.advance()
-            writer.finish()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-class _Writer:
-    """Appends events to the data sets of an open file, some hundred at a time."""
-
-    def __init__(self, file: h5py.File, at_once: int = 256) -> None:
-        self.file, self.at_once = file, at_once
-        self.waiting: dict[str, list[np.ndarray]] = {}
-        self.rows: dict[str, list[int]] = {}  # stream -> rows of each event
-        self.present: dict[str, list[bool]] = {}
-        self.n = 0
-
-    def add(self, record: Mapping[str, np.ndarray]) -> None:
-        streams = {_stream(p) for p in record if _is_ragged(p) or p.startswith("matrices/")}
-        for stream in streams - set(self.present):
-            self.present[stream] = [False] * self.n
-            self.rows[stream] = [0] * self.n
-        for stream in self.present:
-            self.present[stream].append(stream in streams)
-            sizes = {len(a) for p, a in record.items() if _is_ragged(p) and _stream(p) == stream}
-            if len(sizes) > 1:
-                raise ValueError(f"event {self.n}: the arrays of {stream} have {sorted(sizes)} rows, expected one")
-            self.rows[stream].append(sizes.pop() if sizes else 0)
-        for path, array in record.items():
-            if not _is_ragged(path) and path not in self.waiting and self.n and not path.startswith("matrices/"):
-                raise ValueError(f"event {self.n} has '{path}', which the events before it do not have")
-            array = np.asarray(array)
-            if path.startswith("matrices/") and path not in self.waiting:  # missing in all events so far
-                self.waiting[path] = [np.zeros_like(array)] * self.n
-            self.waiting.setdefault(path, []).append(array)
-        for path in set(self.waiting) - set(record):
-            if path.startswith("matrices/"):
-                self.waiting[path].append(np.zeros(self._shape(path), np.float32))
-            elif not _is_ragged(path):
-                raise ValueError(f"event {self.n} has no '{path}', which the events before it have")
-        self.n += 1
-        if self.n % self.at_once == 0:
-            self._flush()
-
-    def _shape(self, path: str) -> tuple[int, ...]:
-        return self.waiting[path][-1].shape if self.waiting[path] else self.file[path].shape[1:]
-
-    def _flush(self) -> None:
-        for path, arrays in self.waiting.items():
-            if not arrays:
-                continue
-            rows = np.concatenate(arrays) if _is_ragged(path) else np.stack(arrays)
-            if path in self.file:
-                data = self.file[path]
-                data.resize(len(data) + len(rows), axis=0)
-                data[len(data) - len(rows) :] = rows
-            else:
-                shape = rows.shape[1:]
-                options = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if _is_ragged(path) else {}
-                chunk = CHUNK_ROWS if _is_ragged(path) else 1024
-                self.file.create_dataset(
-                    path, data=rows, maxshape=(None, *shape), chunks=(chunk, *shape), **options
-                )
-            self.waiting[path] = []
-
-    def finish(self) -> None:
-        self._flush()
-        for stream, rows in self.rows.items():
-            if stream.startswith(("hits/", "tracks/")):
-                self.file[f"{stream}/offsets"] = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-            present = np.array(self.present[stream])
-            if not present.all():
-                self.file[f"present/{stream.split('/')[1]}"] = present
-
-
-def _is_ragged(path: str) -> bool:
-    return path.startswith(("hits/", "tracks/"))
-
-
-def _stream(path: str) -> str:
-    return "/".join(path.split("/")[:2])
 
 
 def simulate_file(
@@ -252,7 +133,7 @@ def simulate_file(
     attributes = {
         "detector": spec.detector,
         "producer": PRODUCER,
-        "version": simulation_version(),
+        "version": simulation_version(spec.detector),
         "spec": spec.to_json(),
         "seed": seed,
         "stream": stream,
@@ -332,7 +213,7 @@ def ensure_dataset(
     """
     spec = spec or FASERCalSpec()
     numbers = {split: int(n) for split, n in n_events.items() if n}
-    key = json.dumps([spec.to_json(), seed, sorted(numbers.items()), simulation_version()])
+    key = json.dumps([spec.to_json(), seed, sorted(numbers.items()), simulation_version(spec.detector)])
     folder = cache_folder() / "simulated" / f"{spec.detector}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if folder.is_dir():
         return folder
@@ -351,12 +232,12 @@ def ensure_dataset(
     return folder
 
 
-def simulation_version() -> str:
-    """Digest of the source files that decide what events look like, this package's and the detector's."""
+def simulation_version(detector: str = "fasercal") -> str:
+    """Digest of the files that decide what events look like: this package's sources and the detector's description."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
-    sources = [p for p in here.glob("*.py") if p.stem not in ("__init__", "compiled", "workers")]
-    sources += [here.parent / "rng.py", here.parents[1] / "data" / "detectors" / "fasercal.yaml"]
+    sources = [p for p in here.glob("*.py") if p.stem not in ("__init__", "compiled", "workers", "writer")]
+    sources += [here.parent / "rng.py", FOLDER / f"{detector}.yaml"]
     for source in sorted(sources):
         digest.update(source.name.encode())
         digest.update(source.read_bytes())

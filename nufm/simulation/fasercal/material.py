@@ -15,7 +15,7 @@ from typing import NamedTuple
 SCATTERING_ENERGY = 21.2  # MeV, E_s = m_e c² sqrt(4π/α)
 # Response to the electromagnetic part of a hadronic shower over that to the rest. Scintillator with iron, lead or
 # tungsten: 1.0 to 1.3 (R. Wigmans, Calorimetry, 2nd ed., Oxford 2017, ch. 3); one value for all.
-E_OVER_H = 1.15
+E_OVER_H = 1.1
 
 
 @dataclass(frozen=True)

@@ -100,3 +100,10 @@ def electromagnetic_fraction(state, gev, baryon):
         return 0.0
     mean = 1.0 - (gev / scale) ** -0.18
     return min(max(mean + gauss(state) * 0.25 * math.sqrt(mean) / (1.0 + 0.2 * math.log(gev)), 0.0), 0.95)
+
+
+@compiled
+def nuclear_share(state, gev):
+    """What the hadronic part of a shower (GeV) yields, relative to its mean: binding energy and recoils of nuclei
+    fluctuate by about 45 %/√E, most of the resolution of hadron calorimeters (R. Wigmans, Calorimetry, ch. 4)."""
+    return min(max(1.0 + 0.45 / math.sqrt(max(gev, 0.3)) * gauss(state), 0.2), 1.8)

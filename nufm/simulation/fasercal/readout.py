@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nufm.simulation.fasercal.compiled import compiled
+from nufm.simulation.fasercal.compiled import entry
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Readout:
     ahcal_threshold: float = 0.12
 
 
-@compiled
+@entry
 def project(cell, energy, modules, nx, ny, nz):
     """Projections of deposits: XZ float64 (M, nz, nx), YZ (M, nz, ny), XY (M, nx, ny), MeV."""
     xz, yz = np.zeros((modules, nz, nx)), np.zeros((modules, nz, ny))
@@ -55,7 +55,7 @@ def project(cell, energy, modules, nx, ny, nz):
     return xz, yz, xy
 
 
-@compiled
+@entry
 def candidates(xz, yz, xy, threshold):
     """int32 (C, 4) module, x, y, z, in rising order, of the voxels whose three projections are above ``threshold``."""
     modules, nz, nx = xz.shape
@@ -79,11 +79,11 @@ def candidates(xz, yz, xy, threshold):
     return found
 
 
-@compiled
+@entry
 def amplitudes(found, xz, yz, xy, iterations):
     """float64 (C,) MeV: non-negative amplitudes whose projections approach the measured ones."""
     n = len(found)
-    modules, nz, nx = xz.shape
+    _, nz, nx = xz.shape
     ny = yz.shape[2]
     measured = np.concatenate((xz.ravel(), yz.ravel(), xy.ravel()))
     pixel = np.empty((n, 3), np.int32)  # of each candidate in the three views
@@ -107,7 +107,7 @@ def amplitudes(found, xz, yz, xy, iterations):
     return amplitude
 
 
-@compiled
+@entry
 def keep(found, amplitude, modules, nx, ny, nz, threshold, neighbours):
     """bool (C,): voxels above ``threshold`` whose six neighbours hold at least ``neighbours`` MeV together."""
     grid = np.zeros((modules, nx + 2, ny + 2, nz + 2))

@@ -12,12 +12,12 @@ generations between the incoming particle and a deposit is Poisson-distributed w
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
-from nufm.simulation.fasercal.compiled import compiled
-from nufm.simulation.fasercal.geometry import AHCAL, CAL3D, ECAL, SPECTROMETER, World, crossings
+from nufm.simulation.fasercal.compiled import compiled, entry
+from nufm.simulation.fasercal.deposits import BACKGROUND, EM, HADRONIC, PRIMARY, SECONDARY, add, add_anywhere
+from nufm.simulation.fasercal.geometry import CAL3D, SPECTROMETER, crossings
 from nufm.simulation.fasercal.profiles import (
     RADIUS_MOST,
     electromagnetic_fraction,
@@ -25,103 +25,13 @@ from nufm.simulation.fasercal.profiles import (
     electromagnetic_shape,
     gamma_cdf,
     hadronic_shape,
+    nuclear_share,
     radius,
 )
 from nufm.simulation.rng import exponential, gauss, poisson, uniform
 
 INVISIBLE, ELECTRON, PHOTON, MUON, CHARGED, NEUTRAL, SHORT = range(7)  # kinds of particles
-BACKGROUND, PRIMARY, SECONDARY = range(3)
-EM, MUONIC, HADRONIC = range(3)
-CAPACITY = 3_000_000  # deposits of one event; some 10⁴ to 10⁵ are usual
 SEGMENT_MM = 60.0  # mean length of the track segments in a hadronic shower
-
-
-class Deposits(NamedTuple):
-    """What an event leaves; work space that is used again for the next one.
-
-    Attributes:
-        count: int64 (2,) deposits of the voxel calorimeter; those that found no room.
-        cell: int32 (CAPACITY,) flat voxel ((module·nx + x)·ny + y)·nz + z.
-        particle: int32 (CAPACITY,) row of the particle it goes back to.
-        label: int8 (CAPACITY,) hierarchy · 3 + category.
-        energy: float32 (CAPACITY,) MeV.
-        row: int32 (voxels · 9,) deposit of this voxel and label made last.
-        ecal, ahcal: float64, MeV per cell.
-    """
-
-    count: np.ndarray
-    cell: np.ndarray
-    particle: np.ndarray
-    label: np.ndarray
-    energy: np.ndarray
-    row: np.ndarray
-    ecal: np.ndarray
-    ahcal: np.ndarray
-
-
-def make_deposits(world: World) -> Deposits:
-    """Empty work space for a detector."""
-    voxels = int((world.kind == CAL3D).sum() * world.cells[CAL3D].prod())
-    return Deposits(
-        np.zeros(2, np.int64),
-        np.zeros(CAPACITY, np.int32),
-        np.zeros(CAPACITY, np.int32),
-        np.zeros(CAPACITY, np.int8),
-        np.zeros(CAPACITY, np.float32),
-        np.full(voxels * 9, -1, np.int32),
-        np.zeros(tuple(world.cells[ECAL])),
-        np.zeros(tuple(world.cells[AHCAL])),
-    )
-
-
-@compiled
-def clear(deposits):
-    deposits.row[:] = -1
-    deposits.count[:] = 0
-    deposits.ecal[:] = 0.0
-    deposits.ahcal[:] = 0.0
-
-
-@compiled
-def _add(world, deposits, slab, x, y, z, energy, first, particle, label):
-    """Visible energy at a place (mm) of a slab; nothing if the place is outside. ``first``: the first deposit of this
-    particle, older ones in the same voxel are another particle's."""
-    kind = world.kind[slab]
-    if kind == SPECTROMETER:
-        return
-    pitch, cells = world.pitch[kind], world.cells[kind]
-    i = math.floor((x - world.low[slab, 0]) / pitch[0])
-    j = math.floor((y - world.low[slab, 1]) / pitch[1])
-    k = math.floor((z - world.low[slab, 2]) / pitch[2])
-    if i < 0 or j < 0 or k < 0 or i >= cells[0] or j >= cells[1] or k >= cells[2]:
-        return
-    if kind == ECAL:
-        deposits.ecal[i, j, k] += energy
-    elif kind == AHCAL:
-        deposits.ahcal[i, j, k] += energy
-    else:
-        cell = ((world.module[slab] * cells[0] + i) * cells[1] + j) * cells[2] + k
-        row = deposits.row[cell * 9 + label]
-        if row >= first:
-            deposits.energy[row] += energy
-            return
-        row = deposits.count[0]
-        if row >= len(deposits.cell):
-            deposits.count[1] += 1
-            return
-        deposits.count[0] += 1
-        deposits.row[cell * 9 + label] = row
-        deposits.cell[row], deposits.particle[row], deposits.label[row] = cell, particle, label
-        deposits.energy[row] = energy
-
-
-@compiled
-def _add_anywhere(world, deposits, x, y, z, energy, first, particle, label):
-    """The same at a place whose slab is not known."""
-    for slab in range(len(world.kind)):
-        if world.low[slab, 2] <= z < world.high[slab, 2]:
-            _add(world, deposits, slab, x, y, z, energy, first, particle, label)
-            return
 
 
 @compiled
@@ -209,7 +119,7 @@ def track(world, deposits, state, place, direction, start, stop, kinetic, mass, 
             if visible > 0.0:
                 x, y = place[0] + middle * direction[0], place[1] + middle * direction[1]
                 z = place[2] + middle * direction[2]
-                _add(world, deposits, i, x, y, z, min(visible, kinetic), first, particle, label)
+                add(world, deposits, i, x, y, z, min(visible, kinetic), first, particle, label)
             if share < 1.0:
                 return 0.0, s + step * share, 0
             kinetic -= loss
@@ -243,12 +153,14 @@ def electromagnetic(world, deposits, state, place, direction, energy, electron, 
         if leave[c] > 0.0:
             reference = world.medium[world.kind[slab[c]]]
             break
-    peak, shape, mean_shape = electromagnetic_shape(state, energy, reference.critical_energy, reference.z)
+    # A photon makes a pair whose shares v, 1 − v of the energy shorten its shower: Σ v ln v is −1/2 on average.
+    effective = energy if electron else energy * math.exp(-0.5)
+    peak, shape, mean_shape = electromagnetic_shape(state, effective, reference.critical_energy, reference.z)
     rate = (shape - 1.0) / peak
     gev = energy * 1e-3
     a, b = _frame(direction)
     t = 0.0 if electron else -9.0 / 7.0 * exponential(state)  # depth; a photon starts with the length to conversion
-    done = 0.0
+    done, budget = 0.0, energy  # no more can be seen than there is
     for c in range(n):
         i = slab[c]
         kind = world.kind[i]
@@ -279,17 +191,19 @@ def electromagnetic(world, deposits, state, place, direction, energy, electron, 
                 phi = 2.0 * math.pi * uniform(state)
                 u, v = r * math.cos(phi), r * math.sin(phi)
                 w = s + step * uniform(state)
+                seen = min(spot * exponential(state), budget)
+                budget -= seen
                 draw = uniform(state)
                 generation = generations + (0 if draw < none else (1 if draw < one else 2))
                 hierarchy = own if generation < 0 else (SECONDARY if generation == 0 else BACKGROUND)
-                _add(
+                add(
                     world,
                     deposits,
                     i,
                     place[0] + w * direction[0] + u * a[0] + v * b[0],
                     place[1] + w * direction[1] + u * a[1] + v * b[1],
                     place[2] + w * direction[2] + u * a[2] + v * b[2],
-                    spot * exponential(state),
+                    seen,
                     first,
                     particle,
                     hierarchy * 3 + EM,
@@ -321,6 +235,8 @@ def hadronic(world, deposits, state, place, direction, energy, baryon, first, pa
         depth += 0.4 * exponential(state) if uniform(state) < 0.6 else 0.0
     shape, rate = hadronic_shape(gev)
     rest = (1.0 - share) * energy
+    budget = rest  # no more can be seen than there is
+    rest *= nuclear_share(state, rest * 1e-3)
     a, b = _frame(direction)
     t = done = 0.0
     for c in range(n):
@@ -351,15 +267,16 @@ def hadronic(world, deposits, state, place, direction, energy, baryon, first, pa
                 )
                 heading = _tilted(state, direction, min(0.5 * abs(gauss(state)) * (0.4 + t), 2.5))
                 hierarchy = SECONDARY if uniform(state) < math.exp(-t) else BACKGROUND
-                left = mean * exponential(state)
+                left = min(mean * exponential(state), budget)
+                budget -= left
                 x, y, z = origin
                 label = hierarchy * 3 + HADRONIC
                 while left > 0.0:
                     part = min(left, mip * pace * (0.5 + uniform(state)))
                     if world.low[i, 2] <= z < world.high[i, 2]:
-                        _add(world, deposits, i, x, y, z, part, first, particle, label)
+                        add(world, deposits, i, x, y, z, part, first, particle, label)
                     else:
-                        _add_anywhere(world, deposits, x, y, z, part, first, particle, label)
+                        add_anywhere(world, deposits, x, y, z, part, first, particle, label)
                     left -= part
                     x, y, z = x + pace * heading[0], y + pace * heading[1], z + pace * heading[2]
             t += step / medium.interaction_length
@@ -381,7 +298,7 @@ def _path_of_depth(world, n, slab, enter, leave, depth):
     return -1.0
 
 
-@compiled
+@entry
 def deposit_particles(world, deposits, state, kind, category, mass, momentum, start, end, generations, exits):
     """All particles of an event.
 

@@ -16,27 +16,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nufm.data.detector import load_stream_detector
+from nufm.data.detector import VoxelStream, load_stream_detector
 from nufm.simulation.fasercal.decays import MASS, charge_of
+from nufm.simulation.fasercal.deposits import BACKGROUND, EM, HADRONIC, MUONIC, PRIMARY, SECONDARY, Deposits, clear
 from nufm.simulation.fasercal.generator import Interaction
 from nufm.simulation.fasercal.geometry import CAL3D, World
 from nufm.simulation.fasercal.readout import Readout, reconstruct
 from nufm.simulation.fasercal.showers import (
-    BACKGROUND,
     CHARGED,
     ELECTRON,
-    EM,
-    HADRONIC,
     INVISIBLE,
     MUON,
-    MUONIC,
     NEUTRAL,
     PHOTON,
-    PRIMARY,
-    SECONDARY,
     SHORT,
-    Deposits,
-    clear,
     deposit_particles,
 )
 from nufm.simulation.fasercal.spectrometer import tracks
@@ -213,7 +206,7 @@ def event_arrays(event: Simulated) -> dict[str, np.ndarray]:
     }
 
 
-def event_record(event: Simulated, run: int, number: int) -> dict[str, np.ndarray]:
+def event_record(event: Simulated, run: int, number: int, detector: str = "fasercal") -> dict[str, np.ndarray]:
     """The event with the fields of the public per-event files (saulam/faserDL, format v7), for numpy.savez.
 
     Lists of particles (``po``, ``tau_decay``, ``charm_decay``) have the plain columns ``PARTICLE``, so that no field
@@ -269,7 +262,7 @@ def event_record(event: Simulated, run: int, number: int) -> dict[str, np.ndarra
         "tau_decay": po[tau],
         "charm_decay": po[charm],
         "reco_hits": np.column_stack([event.hits[:, 1:], event.hits[:, 0], event.charge, event.ghost]).astype(float),
-        "true_hits": _true_hits(event),
+        "true_hits": _true_hits(event, load_stream_detector(detector).voxels["cal3d"]),
         "indptr": indptr,
         "true_index": index,
         "link_weight": energy / np.repeat(np.maximum(per_hit, 1e-12), links),
@@ -295,7 +288,7 @@ def _table(particles, rows) -> np.ndarray:
     return table
 
 
-def _true_hits(event: Simulated) -> np.ndarray:
+def _true_hits(event: Simulated, stream: VoxelStream) -> np.ndarray:
     """float64 (D, 13), see ``event_record``."""
     interaction, particles = event.interaction, event.interaction.particles
     n = len(particles.pdg)
@@ -310,7 +303,6 @@ def _true_hits(event: Simulated) -> np.ndarray:
     parent = np.where(itself, mother[particle] + 1, particle + 1)
     parent = np.where(hierarchy == BACKGROUND, made + SECONDARY * 3 + category, parent)
     species = np.where(itself & (category != EM), pdg[particle], np.array([11, 13, 211])[category])
-    stream = load_stream_detector("fasercal").voxels["cal3d"]
     module, x, y, z = np.unravel_index(cell, (stream.modules, *stream.lattice))
     of_decay = mother[particle] >= 0
     of_tau = of_decay & (root[particle] == interaction.lepton)  # the root of a decay is the lepton if that is a τ
