@@ -42,7 +42,8 @@ class Panel:
         colours: hex colour of each class.
         behind: rows of ``names`` that are drawn small and behind the others, such as "right" beside mistakes.
         note: a line under the title.
-        edge: (N,) how large a point is drawn, of a voxel; None: as large as that.
+        share: (N,) in [0, 1], between the first two of ``colours``: in projections of dense events a cell has the mean
+            over the points on its line of sight, since one in front of the other would say nothing; None: the points.
         front: (N,) what is larger is drawn in front of what is smaller; None: by ``values`` or by class.
     """
 
@@ -56,7 +57,7 @@ class Panel:
     colours: tuple[str, ...] = ()
     behind: tuple[int, ...] = ()
     note: str = ""
-    edge: np.ndarray | None = None
+    share: np.ndarray | None = None
     front: np.ndarray | None = None
 
 

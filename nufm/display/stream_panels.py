@@ -16,6 +16,7 @@ from nufm.display.colours import Panel, class_panel, energies_panel, energy_limi
 FOR, AGAINST = "#c43c00", "#0050a0"  # saliency
 GHOST_NAMES = ("real", "ghost", "unmatched")
 GHOST_COLOURS = ("#0072b2", "#e69f00", "#009e73")
+SHARE_NOTE = "shade: share along the line of sight"
 HIERARCHY_COLOURS = ("#56b4e9", "#009e73", "#882255")  # background, primary, secondary
 CATEGORY_COLOURS = ("#0072b2", "#e69f00", "#d55e00")  # electromagnetic, muonic, hadronic
 NO_LABEL = "ghost or no label"
@@ -103,14 +104,12 @@ def share_panel(title: str, shares: np.ndarray, names: tuple[str, ...], colours:
 def ghost_panel(hits: Hits) -> Panel | None:
     """Which hits are ghosts of the projections; None without truth.
 
-    A ghost is where real hits are in each view, so in a projection one of the two would hide the other: real hits are
-    drawn small in front.
+    A ghost is where real hits are in each view, so in a projection one of the two would hide the other.
     """
     if hits.ghost is None:
         return None
-    ghost = hits.ghost.astype(int)
-    panel = class_panel("ghosts (truth)", ghost, GHOST_NAMES, GHOST_COLOURS)
-    return replace(panel, front=(ghost != 1).astype(int), edge=np.where(ghost == 1, 1.0, 0.55))
+    panel = class_panel("ghosts (truth)", hits.ghost.astype(int), GHOST_NAMES, GHOST_COLOURS)
+    return replace(panel, share=(hits.ghost == 1).astype(float))
 
 
 def _last_behind(panel: Panel, name: str) -> Panel:

@@ -16,7 +16,7 @@ import numpy as np
 
 from nufm.data.detector import StreamDetector, load_stream_detector
 from nufm.data.streams import StreamEvent
-from nufm.display.colours import Panel
+from nufm.display.colours import Panel, rgb_of
 from nufm.display.event import DPI, FAINT, INK, colour_bar, drawing_order, points_behind, save
 from nufm.display.geometry import short_name
 from nufm.display.stream_geometry import (
@@ -32,7 +32,7 @@ from nufm.display.stream_geometry import (
     track_path,
     truth_line,
 )
-from nufm.display.stream_panels import Explanation, StreamPanel, energy_panels, stream_panels
+from nufm.display.stream_panels import GHOST_COLOURS, SHARE_NOTE, Explanation, StreamPanel, energy_panels, stream_panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,12 +186,40 @@ def draw_towers(ax: Axes, event: StreamEvent, detector: StreamDetector, across: 
             )
 
 
-def draw_hits(ax: Axes, position: np.ndarray, panel: Panel, across: int, up: int, points: float) -> None:
-    """Hits (N, 3) as squares of ``points`` (1/72 inch), or as large as a dot must be to be seen."""
-    order, behind = drawing_order(panel), points_behind(panel)
-    size = max(points, 1.7) * (np.where(behind, 0.8, 1.0) if panel.edge is None else panel.edge)
-    x, y = position[order][:, [across, up]].T
-    ax.scatter(x, y, c=panel.rgb[order], s=size[order] ** 2, marker="s", linewidths=0, rasterized=True, zorder=2)
+def draw_hits(
+    ax: Axes, position: np.ndarray, panel: Panel, across: int, up: int, points: float, merge: bool = False
+) -> None:
+    """Hits (N, 3) as squares of ``points`` (1/72 inch), or as large as a dot must be to be seen; with ``merge`` a cell
+    has the class of most hits on its line of sight."""
+    if panel.share is not None or (merge and panel.code is not None):
+        first, rgb = merged(position[:, [across, up]], panel)
+        x, y, size = *position[first][:, [across, up]].T, max(points, 1.7)
+    else:
+        order = drawing_order(panel)
+        x, y = position[order][:, [across, up]].T
+        rgb, size = panel.rgb[order], max(points, 1.7) * np.where(points_behind(panel), 0.8, 1.0)[order]
+    ax.scatter(x, y, c=rgb, s=np.square(size), marker="s", linewidths=0, rasterized=True, zorder=2)
+
+
+def merged(place: np.ndarray, panel: Panel) -> tuple[np.ndarray, np.ndarray]:
+    """Cells of a projection: int (n,) a hit in each of them, and their colours (n, 3).
+
+    Args:
+        place: (N, 2) of the hits in the projection.
+        panel: of the hits: the mean of its ``share``, else the commonest class, one that is ``behind`` only where
+            there is no other.
+    """
+    if len(place) == 0:
+        return np.zeros(0, dtype=int), np.zeros((0, 3))
+    _, first, cell = np.unique(place.round(3), axis=0, return_index=True, return_inverse=True)
+    cell = cell.ravel()
+    if panel.share is not None:
+        mean = np.bincount(cell, panel.share) / np.bincount(cell)
+        low, high = (np.array(rgb_of(c)) for c in GHOST_COLOURS[:2])
+        return first, low + mean[:, None] * (high - low)
+    votes = np.zeros((len(first), len(panel.names)))
+    np.add.at(votes, (cell, panel.code), np.where(points_behind(panel), 1e-6, 1.0))
+    return first, np.array([rgb_of(c) for c in panel.colours])[votes.argmax(1)]
 
 
 def draw_tracks(
@@ -460,6 +488,8 @@ def draw_names(page: Page, row: int, panel: Panel) -> None:
     marks = [
         Line2D([], [], markerfacecolor=c, label=n, **style) for n, c in zip(panel.names, panel.colours, strict=True)
     ]
+    if panel.share is not None:
+        marks.append(Line2D([], [], linestyle="none", label=SHARE_NOTE))
     bottom, height = page.spans[row]
     page.figure.legend(
         handles=marks, loc="center left", ncols=len(marks), fontsize=11, frameon=False, columnspacing=1.4,

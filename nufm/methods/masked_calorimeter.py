@@ -130,7 +130,7 @@ class MaskedCalorimeter(LightningModule):
         relational: float = 0.0,
         relational_ratio: float = 0.25,
         supervised_share: float = 0.5,
-        decoder: dict | None = None,
+        decoder: dict[str, int | float | list[int]] | None = None,
         learning_rate: float = 2.4e-3,
         weight_rate: float = 0.1,
         warmup: float = 0.1,
@@ -182,7 +182,7 @@ class MaskedCalorimeter(LightningModule):
         stack = self.encoder.stacks[stream]
         name, hits = stack.stream, batch.voxels[stack.stream]
         hidden = masked.patches[name].select(~masked.keep[name])
-        real = self._reconstructed(batch, name)[hidden.hit_rows]
+        real = self.to_reconstruct(batch, name)[hidden.hit_rows]
         target = voxel_targets(
             hidden.hit_patch[real],
             hidden.slot[real],
@@ -197,7 +197,7 @@ class MaskedCalorimeter(LightningModule):
         said = self.decoder.patches[name](decoded, target.patch, target.slot, ("occupancy", "charge"))
         return Voxels(target, said["occupancy"], said["charge"])
 
-    def _reconstructed(self, batch: StreamBatch, stream: str) -> Tensor:
+    def to_reconstruct(self, batch: StreamBatch, stream: str) -> Tensor:
         """bool (N,), the hits that are to be reconstructed."""
         hits = batch.voxels[stream]
         every = torch.ones(len(hits), dtype=torch.bool, device=batch.device)
