@@ -236,8 +236,9 @@ def test_truth_that_is_missing_or_beyond_the_classes_is_refused():
     with pytest.raises(ValueError, match=r"needs the truth 'vertex' \(mm\), found"):
         made.check_labels(batch(event(0).replace(truth=without)))
     method(tasks=("flavour", "jet")).check_labels(batch(event(0).replace(truth=without)))
+    two = batch(labelled(0), labelled(1))
     with pytest.raises(ValueError, match="event 1: truth 'charm' holds class 4, the task 'fasercal' has 4: no charm"):
-        made.check_labels(batch(labelled(0), labelled(1, charm=np.int64(4))))
+        made.check_labels(two.replace(truth={**two.truth, "charm": torch.tensor([0, 4])}))
 
 
 def test_refusals():
