@@ -1,6 +1,6 @@
 """Does pretraining help the FASERCal model? Scratch, MAE and MAE+Rel, all tasks, at several numbers of labelled events.
 
-    python benchmarks/fasercal_pretraining.py                # pretrains, then trains and scores: about 2 h on two cores
+    python benchmarks/fasercal_pretraining.py                # pretrains, then trains and scores: about 1 h on two cores
     python benchmarks/fasercal_pretraining.py --finished     # the tables of the runs that are there
 
 One pretraining without labels on all training events (MAE), a second phase from it that takes truth of the simulation
@@ -30,9 +30,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = REPOSITORY / "configs" / "tiny"
 PUBLISHED = yaml.safe_load((REPOSITORY / "benchmarks" / "published.yaml").read_text())["fasercal"]
 
-EVENTS = {"n_train": 4000, "n_val": 200, "n_test": 1000}
-STEPS = {"MAE": 2000, "MAE+Rel": 500}
-FINE_STEPS, BATCH = 400, 16
+EVENTS = {"n_train": 2000, "n_val": 100, "n_test": 600}
+STEPS = {"MAE": 1200, "MAE+Rel": 300}
+FINE_STEPS, BATCH = 300, 16
 SCORES = "evaluation/test/scores.json"
 METHODS = ("Scratch", "Scratch, own rates", "MAE", "MAE+Rel")
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     jobs = pretrainings(options.runs)
-    names = {(m, k, s): run_name(m, k, s) for m in options.methods for k in options.budgets for s in options.seeds}
+    names = {(m, k, s): run_name(m, k, s) for s in options.seeds for m in options.methods for k in options.budgets}
     jobs |= {name: fine_tuning(options.runs, *key) for key, name in names.items()}
     jobs = {name: jobs[name] for name in sorted(jobs, key=lambda name: _turn(name, jobs[name]))}
     if options.finished:
