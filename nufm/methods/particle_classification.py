@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from nufm.data.streams import StreamBatch
@@ -54,7 +55,7 @@ class ParticleClassification(FineTuning):
         self.scores, self.certainty = ConfusionScores(network.n_classes[LABEL]), CertaintyAUC()
 
     def load_encoder(self, encoder: nn.Module) -> None:
-        """Start from what can be reused of a pretrained encoder.
+        """Start from what can be reused of a pretrained encoder, and say what that is.
 
         Raises:
             ValueError: the regime is scratch, or the encoder does not fit.
@@ -67,6 +68,7 @@ class ParticleClassification(FineTuning):
                 "scripts/pretrain.py with configs/tiny/fasercal_mae.yaml or fasercal_relational.yaml"
             )
         self.transferred = transfer(self.network.encoder, encoder, self.reuse)
+        rank_zero_only(print)(f"transfer as in the {self.reuse}: {self.transferred}")
 
     def begins_anew(self, name: str) -> bool:
         """Whether a parameter of the network, by its name, has no pretrained start; such ones have the full rate."""

@@ -57,7 +57,7 @@ def test_no_known_class_is_a_zero_with_a_gradient():
 
 
 @pytest.mark.parametrize("reuse", ("talk", "code"))
-def test_a_pretrained_encoder_is_where_training_starts(reuse):
+def test_a_pretrained_encoder_is_where_training_starts(reuse, capsys):
     model, old = method("full", reuse=reuse), fasercal_encoder(48, (2, 1, 2), 4)
     with torch.no_grad():
         for p in old.parameters():
@@ -66,6 +66,7 @@ def test_a_pretrained_encoder_is_where_training_starts(reuse):
     assert torch.equal(model.network.encoder.blocks[1].query.weight, old.blocks[1].query.weight)
     same = torch.equal(model.network.encoder.calorimeter.embedding.weight, old.calorimeter.embedding.weight)
     assert same is (reuse == "code")
+    assert f"transfer as in the {reuse}: reused {model.transferred.n_reused:,} of" in capsys.readouterr().out
     twin = method("full").network.encoder
     assert model.transferred.n_reused == transfer(twin, old, reuse).n_reused
 
