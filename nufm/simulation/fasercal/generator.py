@@ -1,4 +1,4 @@
-"""Neutrino interactions in the forward direction of the LHC: deep-inelastic scattering off a nucleon at rest.
+"""Neutrino interactions in the forward direction of the LHC: deep-inelastic scattering off a nucleon.
 
 A simple model with exact four-momentum conservation, not a tuned generator:
 - energy of the interacting neutrinos ∝ E exp(−E/E₀): a flux that falls exponentially times a cross-section ∝ E, so that
@@ -6,7 +6,9 @@ A simple model with exact four-momentum conservation, not a tuned generator:
 - x from valence and sea shapes, y from q + q̄(1−y)² (antineutrinos: the other way round), q̄/q = 0.2.
 - hadrons by longitudinal phase space: charged multiplicity −0.05 + 1.43 ln W² (D. Zieminska et al., Phys. Rev. D 27
   (1983) 47), transverse momenta of 0.3 GeV per component, nucleon backward, charm forward.
-- left out: nuclear effects of tungsten, resonances, decays in flight of K⁰s and hyperons, spin.
+- the nucleon moves in a Fermi gas of 0.265 GeV (lead; E. J. Moniz et al., Phys. Rev. Lett. 26 (1971) 445), which gives
+  even charged currents without neutrinos a transverse momentum; x and y are meant for a nucleon at rest.
+- left out: other nuclear effects of tungsten, resonances, decays in flight of K⁰s and hyperons, spin.
 
 Shape legend: P particles of an event. Energies and momenta in GeV, lengths in mm.
 """
@@ -41,6 +43,7 @@ TRANSVERSE = 0.3  # GeV per component
 LEAST_W = 2.5  # GeV: below, there is no jet
 CHARM_LEAST_W = 5.0
 NUCLEON = 0.93892
+FERMI_MOMENTUM = 0.265  # GeV
 
 
 @dataclass
@@ -97,6 +100,7 @@ class Interaction:
         charm_row: row of the charmed hadron, -1 if none.
         vertex: (3,) mm.
         nucleon: PDG of the target.
+        target: (4,) its four-momentum.
         x, y, w: Bjorken's x and y; W in GeV.
     """
 
@@ -110,6 +114,7 @@ class Interaction:
     charm_row: int
     vertex: np.ndarray
     nucleon: int
+    target: np.ndarray
     x: float
     y: float
     w: float
@@ -159,7 +164,10 @@ def generate(beam: Beam, low: np.ndarray, high: np.ndarray, rng: np.random.Gener
     while True:
         energy, x, y, lepton = _scatter(beam, MASS[outgoing], anti, rng)
         q = np.array([0.0, 0.0, energy, energy]) - lepton
-        system = q + np.array([0.0, 0.0, 0.0, NUCLEON])
+        target = rng.normal(size=3)
+        target *= FERMI_MOMENTUM * rng.uniform() ** (1 / 3) / np.linalg.norm(target)
+        target = np.append(target, math.sqrt(NUCLEON**2 + target @ target))
+        system = q + target
         w = math.sqrt(max(system[3] ** 2 - system[:3] @ system[:3], 0.0))
         if w > (CHARM_LEAST_W if charm else LEAST_W):
             break
@@ -182,7 +190,7 @@ def generate(beam: Beam, low: np.ndarray, high: np.ndarray, rng: np.random.Gener
         if particles.pdg[i] == 111:
             particles.decay(i, (22, 22), rng)
     return Interaction(
-        particles, family * sign, energy, is_cc, row, tau_mode, charm, charm_row, vertex, nucleon, x, y, w
+        particles, family * sign, energy, is_cc, row, tau_mode, charm, charm_row, vertex, nucleon, target, x, y, w
     )
 
 
