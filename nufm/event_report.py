@@ -19,6 +19,7 @@ from rich.table import Table
 from nufm.checkpoint import untrained_twin
 from nufm.data.streams import FLAVOUR_NAMES
 from nufm.methods.event_probe import encoded, event_summary, events_of, mean_vertex_error, probe, truth_of
+from nufm.methods.event_reconstruction import reconstruction, relations
 
 if TYPE_CHECKING:
     from lightning import LightningModule
@@ -150,13 +151,23 @@ def write_event_report(
     module: LightningModule, data: StreamDataModule, run_dir: Path, n_events: int = 500
 ) -> dict:
     """Probes, pictures, ``report.json`` and ``report.md`` in the run folder; returns what report.json holds."""
-    from nufm.display.event_probes import draw_event_probes  # brings matplotlib
+    # Drawing needs matplotlib, which takes a second to import.
+    from nufm.display.event_probes import draw_event_probes
+    from nufm.display.geometry import is_simulated
     from nufm.display.plots import training_curves
+    from nufm.display.stream_reconstruction import draw_reconstructed, draw_relations
 
     run_dir = Path(run_dir)
     report = probe_events(module.encoder, data, n_events)
-    report["simulated"] = data.root == "simulated"
+    event = data.reader("test")[0]
+    report["simulated"] = is_simulated(event)
     pictures = run_dir / "pictures"
+    try:
+        draw_reconstructed(reconstruction(module, event, data.transforms), pictures / "reconstruction.png")
+        if module.hparams.relational > 0:
+            draw_relations(relations(module, event, data.transforms), pictures / "relations.png")
+    except ValueError as error:  # transforms that cannot be undone, say: no reason to lose the report
+        Console(stderr=True).print(f"pictures of what the method says are left out: {error}", markup=False)
     draw_event_probes(report, pictures / "probe.png")
     if (run_dir / "metrics.csv").exists():
         title = "/".join(run_dir.resolve().parts[-2:]) + (f"   ·   {SIMULATED}" if report["simulated"] else "")

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 from rich.markdown import Markdown
 
-from nufm.checkpoint import Pretrained, check_compatible, from_pretrained, save_pretrained
-from nufm.checkpoint.describe import describe_transform
+from nufm.checkpoint import check_compatible, from_pretrained, save_pretrained
 from nufm.cli import REPOSITORY, RunCLI, run
-from nufm.commands.inputs import check_labels
+from nufm.commands.inputs import check_labels, take_transforms
 from nufm.data.datamodule import PointDataModule
 from nufm.data.event import PointBatch
 from nufm.data.stream_datamodule import StreamDataModule
@@ -149,20 +147,10 @@ class FinetuneCLI(RunCLI):
         if regime != "scratch" and not self.model.transfers:
             data = self.datamodule
             if isinstance(data, StreamDataModule) and self.config.data.init_args.transforms is None:
-                self._take_transforms(pretrained)
+                take_transforms(self, pretrained)
             lattice = (data.transforms, getattr(data, "grid_size", None), getattr(data, "energy_threshold", None))
             check_compatible(pretrained, self.model.network.encoder, *lattice)
         self.model.load_encoder(pretrained.encoder)
-
-    def _take_transforms(self, pretrained: Pretrained) -> None:
-        """Prepare events as the encoder's own were, and not by numbers of the events of this run; the run's record says
-        so, since a resumed run does not open the encoder again."""
-        self.datamodule.transforms = list(pretrained.transforms)
-        described = [describe_transform(t) for t in pretrained.transforms]
-        self.config.data.init_args.transforms = [
-            Namespace(class_path=d["class_path"], init_args=Namespace(d["init_args"])) for d in described
-        ]
-        self.resolved = self.parser.dump(self.config, skip_none=False)
 
 
 def finetune(args: Sequence[str] | None = None) -> None:

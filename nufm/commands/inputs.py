@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -22,6 +22,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 from rich.console import Console
 
 from nufm.checkpoint import Pretrained, from_pretrained
+from nufm.checkpoint.describe import describe_transform
 from nufm.checkpoint.files import CONFIG, find_export
 from nufm.data.datamodule import EventDataModule, PointDataModule
 from nufm.data.pilarnet import NO_LABELS, PILArNetReader
@@ -31,6 +32,9 @@ from nufm.data.transforms import Transform
 from nufm.machine import available_cores, keep_freed_memory
 from nufm.running.folder import environment, git_state
 from nufm.running.messages import shorter
+
+if TYPE_CHECKING:
+    from nufm.cli import RunCLI
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -220,6 +224,17 @@ def open_data(settings: Namespace | dict, pretrained: Pretrained) -> EventDataMo
     if chosen.get("energy_threshold") is None:
         chosen["energy_threshold"] = pretrained.energy_threshold
     return PointDataModule(**chosen, transforms=list(pretrained.transforms), grid_size=pretrained.grid_size)
+
+
+def take_transforms(cli: RunCLI, pretrained: Pretrained) -> None:
+    """Prepare the events of a run as those of the weights it starts from were, and not by numbers of its own events;
+    the run's record says so, since a resumed run does not open those weights again."""
+    cli.datamodule.transforms = list(pretrained.transforms)
+    described = [describe_transform(t) for t in pretrained.transforms]
+    cli.config.data.init_args.transforms = [
+        Namespace(class_path=d["class_path"], init_args=Namespace(d["init_args"])) for d in described
+    ]
+    cli.resolved = cli.parser.dump(cli.config, skip_none=False)
 
 
 def check_labels(reader: PILArNetReader, labels: Sequence[str], remedy: str) -> None:

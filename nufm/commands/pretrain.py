@@ -13,7 +13,7 @@ from torch import nn
 
 from nufm.checkpoint import check_compatible, from_pretrained, save_pretrained
 from nufm.cli import REPOSITORY, RunCLI, run
-from nufm.commands.inputs import check_labels, run_folder
+from nufm.commands.inputs import check_labels, run_folder, take_transforms
 from nufm.data.event import MOTIF_NAMES, PID_NAMES
 from nufm.methods.event_probe import truth_of
 from nufm.methods.linear_probe import OnlineProbe, ProbeSettings
@@ -30,6 +30,7 @@ DEFAULT_CONFIG = REPOSITORY / "configs" / "tiny" / "panda.yaml"
 CONFIGS = {
     PointTransformerV3: ("configs/tiny/semantic.yaml", "configs/pretrain/panda.yaml"),
     TokenEncoder: ("configs/tiny/polarmae_semantic.yaml", "configs/pretrain/polarmae.yaml"),
+    StreamEncoder: ("configs/tiny/fasercal_multitask.yaml", "configs/pretrain/fasercal_mae.yaml"),
 }
 RELATIONAL = "configs/tiny/fasercal_relational.yaml"  # the second phase of a pretraining on several sub-detectors
 
@@ -99,7 +100,7 @@ class PretrainCLI(RunCLI):
     def check(self) -> None:
         super().check()
         if self.config.pretrained is not None and self.resume_from is None:  # a resumed run has all weights
-            start_from(self.config.pretrained, self.model, self.datamodule)
+            start_from(self.config.pretrained, self)
         data = self.datamodule
         if data.root == "simulated" or data.root.startswith("hf://"):
             return
@@ -119,23 +120,26 @@ def pretrain(args: Sequence[str] | None = None) -> None:
     run(PretrainCLI, args, finish)
 
 
-def start_from(source: str, model: nn.Module, data: object) -> None:
+def start_from(source: str, cli: RunCLI) -> None:
     """The weights of a first phase, as the beginning of a second.
 
     Encoder and decoder of a run, and what its loss terms weighed; the optimiser begins anew. Of an export, which is an
-    encoder alone, that.
+    encoder alone, that. Events are prepared as they were in the first phase, unless the run says how.
 
     Raises:
         ValueError: they do not fit this run, or this run takes none.
         FileNotFoundError: there is nothing there.
     """
+    model = cli.model
     if not isinstance(model, MaskedCalorimeter):
         raise ValueError(
             f"--pretrained: {type(model).__name__} starts from random weights; a second phase is one of "
             "nufm.methods.masked_calorimeter.MaskedCalorimeter. To go on with an interrupted run: --ckpt_path last"
         )
     pretrained = from_pretrained(source)
-    check_compatible(pretrained, model.encoder, data.transforms, pretrained.grid_size)
+    if cli.config.data.init_args.transforms is None:
+        take_transforms(cli, pretrained)
+    check_compatible(pretrained, model.encoder, cli.datamodule.transforms, pretrained.grid_size)
     folder = run_folder(source)
     found = None if folder is None else newest_checkpoint(folder)
     if found is None:
