@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -147,6 +148,7 @@ def result(confusion, certainty: float) -> dict:
 
 def trees(task: str, seed: int) -> dict:
     """Gradient-boosted trees (150, otherwise scikit-learn's defaults) on the hand-crafted numbers of the particles."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before scikit-learn is there: its threads spin on a busy machine
     import torch
     from sklearn.ensemble import HistGradientBoostingClassifier
 
