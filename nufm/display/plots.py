@@ -20,6 +20,10 @@ CURVES: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("loss", ("loss", "mask", "roll", "local"), False),
     ("Chamfer distance", ("chamfer", "chamfer_constant"), False),
     ("energy infilling (mean squared error)", ("energy",), False),
+    ("is a hidden voxel hit", ("occupancy_cal3d", "occupancy_ahcal", "occupancy_constant_cal3d"), False),
+    ("area under the ROC curve of that", ("occupancy_auc_cal3d",), True),
+    ("charge of hidden voxels", ("charge_cal3d", "charge_ahcal", "charge_constant_cal3d"), False),
+    ("what a visible hit is", ("ghost", "hierarchy", "category"), False),
     ("teacher entropy (nat)", ("teacher_entropy",), False),
     ("KL(teacher || student) (nat)", ("kl",), False),
     ("feature spread", ("feature_std",), True),
@@ -197,7 +201,9 @@ def _short(name: str) -> str:
     last = _last(name)
     for ending in ("_teacher_entropy", "_kl", "_prototype_use"):
         last = last.removesuffix(ending)
-    return {"loss": "total", "chamfer_constant": "one prediction for all"}.get(last, last)
+    if "_constant" in last:
+        return "one prediction for all"
+    return {"loss": "total"}.get(last, last) + (", val" if name.startswith("val/") else "")
 
 
 def _moving_average(value: np.ndarray, width: int) -> np.ndarray:

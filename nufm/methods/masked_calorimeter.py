@@ -307,7 +307,7 @@ class MaskedCalorimeter(LightningModule):
         shown = {f"train/{name}": term.detach() for name, term in terms.items()}
         shown["train/patches_per_event"] = sum(len(p) for p in masked.patches.values()) / batch.n_events
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # a step that is written
-            shown |= {f"train/weight_{name}": w.detach() for name, w in self.weights.weights().items()}
+            shown |= {f"train/loss_weight_{name}": w.detach() for name, w in self.weights.weights().items()}
             shown |= self._diagnostics(batch, masked, said)
         self.log_dict(shown, batch_size=batch.n_events, sync_dist=True)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=batch.n_events, sync_dist=True)

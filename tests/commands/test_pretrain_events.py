@@ -131,7 +131,7 @@ def test_what_is_logged(folder: Path):
         assert {f"{part}/{w}" for w in wanted} <= first.keys()
         assert not {f"{part}/{w}" for w in relational} & first.keys()
         assert {f"{part}/{w}" for w in wanted | relational} <= second.keys()
-    diagnostics = ("gradient_norm", "feature_std", "occupancy_auc_cal3d", "weight_ghost")
+    diagnostics = ("gradient_norm", "feature_std", "occupancy_auc_cal3d", "loss_weight_ghost")
     assert {f"train/{w}" for w in diagnostics} <= first.keys()
     assert all(np.isfinite(v).all() for v in first.values())
 
