@@ -221,8 +221,6 @@ class StreamEncoder(nn.Module):
             if keep is not None and stack.stream in keep:
                 every, mine = mine, mine.select(keep[stack.stream])
                 number = stack.summaries_of(_of_groups(every, mine, stack)) if self.gate == "as_published" else None
-            if len(mine) == 0:
-                continue
             found = stack(batch.voxels[stack.stream].charge, mine, number)
             tokens.append(found.tokens)
             events.append(found.token_event)
@@ -237,9 +235,6 @@ class StreamEncoder(nn.Module):
                 tokens.append(row)
                 events.append(event)
         n = batch.n_events
-        if not summaries:
-            nothing = sum(p.sum() for p in self.norm.parameters()) * 0  # differentiable all the same
-            return Latents(self.norm.weight.new_zeros(0, self.channels) + nothing, batch.seeds.new_zeros(n + 1))
         dtype = summaries[0].dtype
         context, token_offsets, _ = gathered([t.to(dtype) for t in tokens], events, n)
         latents, offsets, _ = gathered(summaries, of_summary, n)

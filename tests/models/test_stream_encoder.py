@@ -197,7 +197,14 @@ def test_every_parameter_learns_and_training_is_finite():
     model.event_features(batch).pow(3).sum().backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not missing
-    model.event_features(one_batch(StreamEvent())).sum().backward()  # a batch with nothing to learn from
+
+
+def test_a_batch_without_hits_has_a_gradient_of_zero_everywhere():
+    """Not none: several processes wait for each other's gradients."""
+    model = encoder().train()
+    batch = one_batch(StreamEvent())
+    model.event_features(batch).sum().backward()
+    assert all(p.grad is not None and (p.grad == 0).all() for p in model.parameters())
 
 
 def test_drop_path_rises_with_depth():
