@@ -17,7 +17,7 @@ from nufm.data.detector import load_stream_detector
 from nufm.data.streams import StreamEvent
 from nufm.display.colours import INSTANCE_COLOURS, Panel, energies_panel, energy_limits
 from nufm.display.plots import DPI, GREY, INK, plain_axes, save
-from nufm.display.stream_geometry import boxes, hit_positions, stream_text, title_of
+from nufm.display.stream_geometry import boxes, hit_positions, stream_text, title_of, unit_of
 from nufm.display.stream_panels import AGAINST, FOR, saliency_panel
 from nufm.display.streams import close_up, draw_hits, draw_outlines, draw_vertices, frame
 
@@ -172,7 +172,10 @@ def _columns(item: Explained, stream: str) -> dict[str, tuple[np.ndarray, Callab
     charge = np.zeros(0) if hits is None else hits.charge
     values = item.voxels.get(stream, np.zeros(len(charge)))
     return {
-        "energy": (charge, lambda sums: energies_panel(sums, energy_limits(sums))),
+        "energy" if unit_of(item.event) == "MeV" else "charge": (
+            charge,
+            lambda sums: energies_panel(sums, energy_limits(sums)),
+        ),
         f"saliency for {item.target}": (values, lambda sums: saliency_panel(sums, item.target)),
     }
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from nufm.data.detector import StreamDetector, TrackStream, load_stream_detector
+from nufm.data.particles import PARTICLE_NAMES
 from nufm.data.streams import CHARM_NAMES, FLAVOUR_NAMES, StreamEvent
 from nufm.display.geometry import energy_text, is_simulated
 
-TITLES = {"cal3d": "3DCal", "ecal": "ECAL", "ahcal": "AHCAL", "muon": "muon spectrometer"}
+TITLES = {"cal3d": "3DCal", "ecal": "ECAL", "ahcal": "AHCAL", "muon": "muon spectrometer", "voxels": "volume"}
 GEV_PER_TESLA_METRE = 0.299792458  # p = 0.3 B R
 STEP_MM = 50.0
 
@@ -29,6 +30,17 @@ class Box:
 
 def title_of(stream: str) -> str:
     return TITLES.get(stream, stream)
+
+
+def unit_of(event: StreamEvent) -> str:
+    """Unit of the charge of a hit."""
+    return load_stream_detector(event.detector).units.get("charge", "MeV")
+
+
+def amount_text(event: StreamEvent, amount: float) -> str:
+    """A sum of charges, with a readable unit."""
+    unit = unit_of(event)
+    return energy_text(amount) if unit == "MeV" else f"{amount:,.0f} {unit}"
 
 
 def hit_positions(event: StreamEvent, stream: str) -> np.ndarray:
@@ -121,7 +133,7 @@ def stream_text(event: StreamEvent, stream: str) -> str:
     name = title_of(stream)
     if stream in event.voxels:
         hits = event.voxels[stream]
-        return f"{name} {_count(len(hits), 'hit')}, {energy_text(float(hits.charge.sum()))}"
+        return f"{name} {_count(len(hits), 'hit')}, {amount_text(event, float(hits.charge.sum()))}"
     if stream in event.matrices:
         return f"{name} {energy_text(float(event.matrices[stream].sum()))}"
     if stream in event.tracks:
@@ -132,7 +144,11 @@ def stream_text(event: StreamEvent, stream: str) -> str:
 def truth_line(event: StreamEvent) -> str:
     """What is known of the interaction; empty if nothing is."""
     truth, parts = event.truth, []
-    for name, names in (("flavour", FLAVOUR_NAMES), ("charm", CHARM_NAMES)):
+    for name, names in (
+        ("flavour", FLAVOUR_NAMES),
+        ("charm", CHARM_NAMES),
+        ("particle", PARTICLE_NAMES.get(event.detector, ())),
+    ):
         if name in truth and 0 <= int(truth[name]) < len(names):
             parts.append(names[int(truth[name])])
     if np.isfinite(energy := float(truth.get("neutrino_energy", np.nan))):

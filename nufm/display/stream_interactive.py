@@ -28,9 +28,10 @@ from nufm.display.stream_geometry import (
     title_of,
     track_path,
     truth_line,
+    unit_of,
 )
 from nufm.display.stream_panels import GHOST_NAMES, Explanation, StreamPanel, stream_panels
-from nufm.display.streams import TRACKS, VERTEX
+from nufm.display.streams import TRACKS, VERTEX, close_up
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -79,7 +80,10 @@ def stream_figure(
     said = said or Explanation()
     panels = [*(stream_panels(event) if panels is None else panels), *said.panels]
     figure, owner = go.Figure(), []
-    places = {"true vertex": (event.truth.get("vertex"), "circle-open"), "predicted vertex": (said.vertex, "x")}
+    places = {
+        "true vertex": (event.truth.get("vertex"), "circle-open"),
+        "predicted vertex": (said.vertex, "diamond-open"),
+    }
     parts = (_outlines(boxes(detector)), _towers(event, detector), _tracks(event, detector), _vertices(places))
     for trace in chain(*parts):
         figure.add_trace(trace)
@@ -106,7 +110,10 @@ def stream_figure(
     ]
     lines = [stream_line(event, simulated), truth_line(event), *said.lines]
     words = "<br>".join(f"<sup>{escape(line)}</sup>" for line in lines if line)
-    _lay_out(figure, detector, f"<b>{escape(title or short_name(event))}</b><br>{words}", buttons)
+    # Of a detector of one stream, the part with the hits: a particle is a tenth of its crop.
+    one = next(iter(detector.voxels), None) if len(detector.streams) == 1 else None
+    bounds = around(boxes(detector)) if one is None else close_up(event, one)
+    _lay_out(figure, detector, bounds, f"<b>{escape(title or short_name(event))}</b><br>{words}", buttons)
     if event.n_hits == 0:
         note = {"text": "no voxel was hit", "font": {"size": 24, "color": "#777777"}}
         figure.add_annotation(xref="paper", yref="paper", x=0.5, y=0.35, showarrow=False, **note)
@@ -119,13 +126,20 @@ def _swelling(marker: Mapping) -> np.ndarray:
     return (0.5 + 1.2 * np.clip((marker["color"] - low) / max(high - low, 1e-9), 0, 1)).round(2)
 
 
-def _lay_out(figure: Figure, detector: StreamDetector, heading: str, buttons: list[dict]) -> None:
-    low, high = around(boxes(detector))
+def _lay_out(
+    figure: Figure,
+    detector: StreamDetector,
+    bounds: tuple[np.ndarray, np.ndarray],
+    heading: str,
+    buttons: list[dict],
+) -> None:
+    low, high = bounds
+    room = 0.005 * float((high - low).max())
     pale = {"backgroundcolor": "white", "gridcolor": "#e8e8e8", "zerolinecolor": "#e8e8e8", "showspikes": False}
     axes = {
         f"{name}axis": {
             "title": {"text": f"{detector.axes[axis]} (cm)"},
-            "range": [float(low[axis]) - 3, float(high[axis]) + 3],
+            "range": [float(low[axis] - room), float(high[axis] + room)],
             **pale,
         }
         for name, axis in zip("xyz", ORDER, strict=True)
@@ -211,7 +225,7 @@ def _vertices(places: Mapping[str, tuple[np.ndarray | None, str]]) -> Iterator[o
 def _hover(event: StreamEvent, stream: str, more: Sequence[str] | None) -> list[str]:
     """One text per hit: stream, module, voxel, energy, and the labels that it carries."""
     hits = event.voxels[stream]
-    modules = load_stream_detector(event.detector).voxels[stream].modules > 1
+    modules, unit = load_stream_detector(event.detector).voxels[stream].modules > 1, unit_of(event)
 
     def shares(value: np.ndarray | None, names: Sequence[str]) -> list[str]:
         if value is None:
@@ -223,6 +237,6 @@ def _hover(event: StreamEvent, stream: str, more: Sequence[str] | None) -> list[
     columns = (ghost, shares(hits.category, CATEGORY_NAMES), shares(hits.hierarchy, HIERARCHY_NAMES))
     rest = ["".join(words) for words in zip(*columns, more or [""] * len(hits), strict=True)]
     return [
-        f"{title_of(stream)}{f' module {m}' if modules else ''}, voxel {v[0]} {v[1]} {v[2]}<br>{q:.3g} MeV{words}"
+        f"{title_of(stream)}{f' module {m}' if modules else ''}, voxel {v[0]} {v[1]} {v[2]}<br>{q:.3g} {unit}{words}"
         for m, v, q, words in zip(hits.module, hits.index.tolist(), hits.charge, rest, strict=True)
     ]

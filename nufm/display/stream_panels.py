@@ -12,6 +12,7 @@ import numpy as np
 
 from nufm.data.streams import CATEGORY_NAMES, HIERARCHY_NAMES, Hits, StreamEvent
 from nufm.display.colours import Panel, class_panel, energies_panel, energy_limits, rgb_of
+from nufm.display.stream_geometry import unit_of
 
 FOR, AGAINST = "#c43c00", "#0050a0"  # saliency
 GHOST_NAMES = ("real", "ghost", "unmatched")
@@ -60,10 +61,17 @@ def stream_panels(event: StreamEvent) -> list[StreamPanel]:
 
 
 def energy_panels(event: StreamEvent) -> StreamPanel:
-    """Energies of all voxel streams, on one scale."""
+    """Energies (or charges, where the detector's are not MeV) of all voxel streams, on one scale."""
     everything = np.concatenate([np.zeros(0), *(h.charge for h in event.voxels.values())])
-    limits = energy_limits(everything)
-    return StreamPanel("energy", {s: energies_panel(h.charge, limits) for s, h in event.voxels.items()})
+    limits, unit = energy_limits(everything), unit_of(event)
+    panels = {s: charge_panel(h.charge, limits, unit) for s, h in event.voxels.items()}
+    return StreamPanel("energy" if unit == "MeV" else "charge", panels)
+
+
+def charge_panel(charge: np.ndarray, limits: tuple[float, float], unit: str) -> Panel:
+    """Charges (N,) on a logarithmic scale between ``limits``: energies, where their unit is MeV."""
+    panel = energies_panel(charge, limits)
+    return panel if unit == "MeV" else replace(panel, title="charge", label=f"charge of a voxel ({unit})")
 
 
 def category_panel(hits: Hits) -> Panel | None:

@@ -16,18 +16,19 @@ import numpy as np
 from nufm.data.detector import load_stream_detector
 from nufm.data.stream_reconstruction import StreamReconstruction, StreamRelations
 from nufm.data.streams import CATEGORY_NAMES, HIERARCHY_NAMES, StreamEvent
-from nufm.display.colours import Panel, class_panel, energies_panel, energy_limits
+from nufm.display.colours import Panel, class_panel, energy_limits
 from nufm.display.event import INK, colour_bar
 from nufm.display.geometry import short_name
 from nufm.display.plots import save
 from nufm.display.reconstruction import log_correlation
-from nufm.display.stream_geometry import around, boxes, gev, hit_positions, stream_line, title_of, truth_line
+from nufm.display.stream_geometry import around, boxes, gev, hit_positions, stream_line, title_of, truth_line, unit_of
 from nufm.display.stream_panels import (
     CATEGORY_COLOURS,
     GHOST_COLOURS,
     GHOST_NAMES,
     HIERARCHY_COLOURS,
     category_panel,
+    charge_panel,
     ghost_panel,
     hierarchy_panel,
     share_panel,
@@ -110,14 +111,14 @@ def draw_reconstructed(
         for cell in cells:
             layers = make(found, cell.stream, limits) if cell.stream in found.voxels else []
             ax = _draw(page, row, cell, event, layers, row == 2)
-        colour_bar(ax, energies_panel(charges, limits), width=0.07, gap=0.06)
+        colour_bar(ax, _charge(found, charges, limits), width=0.07, gap=0.06)
     _quality(page, 3, found)
     return save(page.figure, path)
 
 
 def _visible(found: StreamReconstruction, stream: str, limits: tuple[float, float]) -> list[Layer]:
     shown, hits = found.voxels[stream].shown, found.event.voxels[stream]
-    return [Layer(hit_positions(found.event, stream)[shown], energies_panel(hits.charge[shown], limits))]
+    return [Layer(hit_positions(found.event, stream)[shown], _charge(found, hits.charge[shown], limits))]
 
 
 def _predicted(found: StreamReconstruction, stream: str, limits: tuple[float, float]) -> list[Layer]:
@@ -125,13 +126,17 @@ def _predicted(found: StreamReconstruction, stream: str, limits: tuple[float, fl
     rows = hidden.likeliest()
     shape = load_stream_detector(found.event.detector).voxels[stream]
     place = shape.position(hidden.index[rows], hidden.module[rows]) / 10
-    return [_seen(found, stream), Layer(place, energies_panel(hidden.charge[rows], limits))]
+    return [_seen(found, stream), Layer(place, _charge(found, hidden.charge[rows], limits))]
 
 
 def _true(found: StreamReconstruction, stream: str, limits: tuple[float, float]) -> list[Layer]:
     target, hits = found.voxels[stream].target, found.event.voxels[stream]
     place = hit_positions(found.event, stream)[target]
-    return [_seen(found, stream), Layer(place, energies_panel(hits.charge[target], limits))]
+    return [_seen(found, stream), Layer(place, _charge(found, hits.charge[target], limits))]
+
+
+def _charge(found: StreamReconstruction, charge: np.ndarray, limits: tuple[float, float]) -> Panel:
+    return charge_panel(charge, limits, unit_of(found.event))
 
 
 def _seen(found: StreamReconstruction, stream: str) -> Layer:
@@ -210,7 +215,8 @@ def _charges(ax: Axes, found: StreamReconstruction, stream: str, colour: str) ->
     hit, true = hit_voxels(found, stream)
     true, predicted = true[hit], found.voxels[stream].charge[hit]
     ax.set_title(f"{title_of(stream)}: charge where there is a hit", fontsize=11.5, fontweight="bold", color=INK)
-    ax.set(xlabel="true (MeV)", ylabel="predicted (MeV)", xscale="log", yscale="log")
+    unit = unit_of(found.event)
+    ax.set(xlabel=f"true ({unit})", ylabel=f"predicted ({unit})", xscale="log", yscale="log")
     if not (true > 0).any():
         ax.text(0.5, 0.5, "nothing hidden", transform=ax.transAxes, ha="center", fontsize=12, color=GREY)
         return

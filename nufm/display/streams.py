@@ -330,8 +330,11 @@ def draw_parts(page: Page, row: int, event: StreamEvent, detector: StreamDetecto
 
 
 def draw_3d(ax: Axes, event: StreamEvent, detector: StreamDetector, energies: StreamPanel) -> None:
-    """All voxel streams at true proportions, turned: the beam from left to right, y up, what is nearer in front."""
+    """All voxel streams at true proportions, turned: z from left to right, y up, what is nearer in front; of a detector
+    of one stream the part with the hits."""
     outlines = [b for b in boxes(detector) if b.stream in detector.voxels]
+    if len(detector.streams) == 1:
+        outlines = [Box(outlines[0].stream, *close_up(event, outlines[0].stream))]
     corners = np.concatenate([_corners(b)[:, None] for b in outlines], axis=1).reshape(8, -1, 3)
     for i, j in _EDGES:
         ends = turned(np.stack([corners[i], corners[j]]).reshape(-1, 3))[:, :2].reshape(2, -1, 2)
@@ -340,12 +343,13 @@ def draw_3d(ax: Axes, event: StreamEvent, detector: StreamDetector, energies: St
     rgb = np.concatenate([np.zeros((0, 3)), *(p.rgb for p in energies.panels.values())])
     x, y, depth = turned(np.concatenate(place)).T
     order = np.argsort(-depth, kind="stable")
-    size = float(np.clip(16000 / max(len(x), 1), 1.6, 6.0))
+    size = float(np.clip(16000 / max(len(x), 1), 1.6, 6.0 if len(detector.streams) > 1 else 20.0))
     ax.scatter(x[order], y[order], c=rgb[order], s=size, linewidths=0, rasterized=True, zorder=2)
     low, high = (f(turned(corners.reshape(-1, 3))[:, :2], axis=0) for f in (np.min, np.max))
-    ax.set(xlim=(low[0] - 2, high[0] + 2), ylim=(low[1] - 2, high[1] + 2), aspect="equal", anchor="C")
+    room = 0.01 * (high - low).max()
+    ax.set(xlim=(low[0] - room, high[0] + room), ylim=(low[1] - room, high[1] + room), aspect="equal", anchor="C")
     ax.set_axis_off()
-    _title(ax, f"{' and '.join(title_of(s) for s in detector.voxels)} in 3D, beam from left to right")
+    _title(ax, f"{' and '.join(title_of(s) for s in detector.voxels)} in 3D, z from left to right")
 
 
 def turned(place: np.ndarray, azimuth: float = 28.0, elevation: float = 20.0) -> np.ndarray:
@@ -438,7 +442,7 @@ def close_up(event: StreamEvent, stream: str) -> tuple[np.ndarray, np.ndarray]:
         return around([outlines[m] for m in np.unique(hits.module)])
     place, pitch = hit_positions(event, stream), np.array(detector.voxels[stream].pitch_mm) / 10
     low, high = place.min(0) - 2 * pitch, place.max(0) + 2 * pitch
-    half = np.maximum(high - low, 0.25 * (high - low).max()) / 2
+    half = np.maximum(high - low, 0.4 * (high - low).max()) / 2
     return (low + high) / 2 - half, (low + high) / 2 + half
 
 

@@ -74,7 +74,7 @@ def main_label(pretrained: Pretrained) -> str:
 
 @torch.no_grad()
 def ablation(pretrained: Pretrained, events: Sequence[StreamEvent], batch_size: int = 32) -> dict[str, Any]:
-    """Scores with everything, and without each stream.
+    """Scores with everything, and without each stream, if there are several.
 
     Returns:
         ``label``, ``classes`` (K,), ``support`` (K,), ``events``, ``filled`` (stream -> share of the events in which it
@@ -89,6 +89,7 @@ def ablation(pretrained: Pretrained, events: Sequence[StreamEvent], batch_size: 
     if len(events) == 0:
         raise ValueError("there are no events to score")
     streams = along_beam(load_stream_detector(events[0].detector))
+    streams = streams if len(streams) > 1 else []  # without its only stream there is nothing
     found: dict[str, dict[str, list]] = {row: {"score": [], "distance": []} for row in (EVERYTHING, *streams)}
     truth, filled = [], dict.fromkeys(streams, 0)
     for start in range(0, len(events), batch_size):

@@ -76,7 +76,8 @@ def write_interpretation(
     classes, target = found["ablation"]["classes"], np.array([int(e.truth[label]) for e in some])
     folder.mkdir(parents=True, exist_ok=True)
     note = "   (simulated by nufm)" if simulated else ""
-    draw_ablation(found["ablation"], folder / "ablation.png", f"{label} without each sub-detector{note}")
+    if len(found["ablation"]["rows"]) > 1:
+        draw_ablation(found["ablation"], folder / "ablation.png", f"{label} without each sub-detector{note}")
 
     found["saliency"] = _saliency(pretrained, some, target, label, folder / "saliency.png", examples, batch_size, note)
 
@@ -125,10 +126,13 @@ def _saliency(
         truth = pretrained.classes[label][target[i]] if target[i] >= 0 else "unknown"
         caption = f"true {truth}, predicted {values[i].target} ({100 * sure:.0f} %)"
         shown.append(Explained(few[i], values[i].target, values[i].voxels, caption, said[i].value.get("vertex")))
-    draw_saliency(shown, path, f"charge × gradient of the logit of the predicted {label}{note}")
+    if shown:
+        draw_saliency(shown, path, f"charge × gradient of the logit of the predicted {label}{note}")
+    else:
+        path.unlink(missing_ok=True)  # of an earlier evaluation
     stream = next(iter(few[0].voxels), None)
     near = near_vertex(few, values, stream) if stream else {"events": 0}
-    return {"target": f"predicted {label}", "stream": stream, **near}
+    return {"target": f"predicted {label}", "stream": stream, "examples": len(shown), **near}
 
 
 def explained(pretrained: Pretrained, event: StreamEvent) -> Explanation:
@@ -186,8 +190,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         rows.append(cells + ([_change(row, "vertex_median", "vertex_change", 0)] if vertex else []))
     head = ["", "macro AUC", *part["classes"], *(["vertex, median (mm)"] if vertex else [])]
     origin = ", simulated by nufm" if found["simulated"] else ""
-    text = f"### Without each sub-detector\n\n{table(head, rows)}\n"
-    text += (
+    text = f"### Without each sub-detector\n\n{table(head, rows)}\n" if len(rows) > 1 else ""
+    text += "" if len(rows) == 1 else (
         f"AUC of {part['label']}, each class against the rest, over {part['events']:,} events{origin}; in brackets the "
         "change and its standard error (paired bootstrap). A stream is left out as if it had not been read out, which "
         "the model was not trained on: this says what it leans on. "
@@ -201,7 +205,9 @@ def markdown(found: Mapping[str, Any]) -> str:
             for d, s, c, h in zip(near["within_mm"], near["saliency"], near["charge"], near["hits"], strict=True)
         ]
         text += f"Within these distances of the true vertex, mean over {near['events']} events: {'; '.join(shares)}. "
-    text += f"Published, without numbers: {PUBLISHED['saliency']}.\n\n![saliency](saliency.png)\n\n"
+    text += f"Published, without numbers: {PUBLISHED['saliency']}.\n\n"
+    if near["examples"]:
+        text += "![saliency](saliency.png)\n\n"
     latents = found["latents"]
     text += "### Latent space\n\n"
     if latents["neighbour_accuracy"] is not None:

@@ -14,7 +14,7 @@ import pytest
 from made_streams import VERTEX, empty_event, made_event, one_hit
 
 from nufm.data.detector import TrackStream, load_stream_detector
-from nufm.data.streams import Hits
+from nufm.data.streams import Hits, StreamEvent
 from nufm.display.stream_geometry import (
     along_beam,
     around,
@@ -26,8 +26,8 @@ from nufm.display.stream_geometry import (
     truth_line,
 )
 from nufm.display.stream_interactive import stream_figure, write_stream_html
-from nufm.display.stream_panels import ghost_panel, hierarchy_panel, share_panel, stream_panels
-from nufm.display.streams import close_up, draw_stream_event, turned
+from nufm.display.stream_panels import GHOST_COLOURS, ghost_panel, hierarchy_panel, share_panel, stream_panels
+from nufm.display.streams import close_up, draw_stream_event, merged, turned
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +161,48 @@ def test_panels(made) -> None:
     assert any(name.startswith(f"ghost  {n:,}") for name in ghost_panel(hits).names)
     assert any(name.startswith(f"ghost or no label  {n:,}") for name in hierarchy_panel(hits).names)
     assert stream_panels(empty_event())[1:] == []
+
+
+def particle(detector: str, kind: int) -> StreamEvent:
+    """A straight track in the crop of a single particle."""
+    index = np.arange(12, dtype=np.int32)[:, None] + np.array([[40, 50, 60]], np.int32)
+    hits = Hits(index, np.zeros(12, np.int32), np.full(12, 25.0, np.float32))
+    return StreamEvent(voxels={"voxels": hits}, truth={"particle": np.int64(kind)}, detector=detector, name=detector)
+
+
+def test_single_particles(tmp_path) -> None:
+    """A detector of one stream, whose charge may be in another unit."""
+    for detector, kind, words in (
+        ("superfgd", 2, ("300 photoelectrons", "truth: muon", "charge of a voxel (photoelectrons)")),
+        ("pilarnet_crop", 4, ("300 MeV", "truth: proton", "energy of a voxel (MeV)")),
+    ):
+        event = particle(detector, kind)
+        page = write_stream_html(event, tmp_path / "p.html").read_text(encoding="utf-8")
+        assert all(w in page for w in words)
+        picture = matplotlib.image.imread(draw_stream_event(event, tmp_path / "p.png"))
+        assert 1000 < picture.shape[0] < 1800 and 0.005 < (picture[..., :3] < 0.99).any(-1).mean() < 0.3
+        low, high = close_up(event, "voxels")
+        place = hit_positions(event, "voxels")
+        assert ((place > low) & (place < high)).all() and (high - low).max() < 25
+
+
+def test_ghosts_are_shares_along_the_line_of_sight(made) -> None:
+    panel = ghost_panel(made.voxels["cal3d"].select(np.arange(4)).replace(ghost=np.array([0, 1, 1, 1], np.int8)))
+    first, rgb = merged(np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]), panel)
+    real, ghost = (np.array([int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for c in GHOST_COLOURS[:2])
+    assert first.tolist() == [0, 3]
+    np.testing.assert_allclose(rgb, [real / 3 + 2 * ghost / 3, ghost])
+    assert len(merged(np.zeros((0, 2)), panel)[0]) == 0
+
+
+def test_a_cell_has_its_commonest_class() -> None:
+    shares = np.eye(3)[[0, 0, 1, 2]]
+    shares = np.concatenate([shares, np.zeros((3, 3))])  # three without a label
+    panel = share_panel("t", shares, ("a", "b", "c"), ("#ff0000", "#00ff00", "#0000ff"))
+    place = np.array([[0.0, 0]] * 3 + [[1.0, 0]] + [[0.0, 0], [0.0, 0], [2.0, 0]])
+    _, rgb = merged(place, panel)
+    np.testing.assert_allclose(rgb[:2], [[1, 0, 0], [0, 0, 1]])
+    assert rgb[2].min() > 0.8  # nothing but no label
 
 
 def test_soft_shares_are_coloured_by_the_largest() -> None:
