@@ -60,6 +60,8 @@ WEIGHTS = {
     "matrix": (0.05, 1.0),
     "tracks": (0.02, 0.05),
 }
+# Where the matrix and the tracks are always asked for: latents must not forget them for the calorimeters' sake.
+KEPT_WEIGHTS = {"matrix": (0.5, 1.0), "tracks": (0.5, 1.0)}
 ORTHONORMALITY = (1e-4, 3e-5)  # of the voxel bases: calorimeter, second calorimeter
 AUC_VOXELS = 200_000  # at most, of a logged step
 
@@ -111,6 +113,9 @@ class MaskedCalorimeter(LightningModule):
         relational_ratio: share of the patches that is hidden in pass B.
         supervised_share: share of a patch's hits, at least one, whose truth pass B sees in a step: it would learn them
             by heart.
+        single_tokens: which events are asked for their matrix and their tracks: those where they are ``hidden``, as
+            published, or ``all``. As nothing rewards latents for what they are told of a visible muon, they forget it
+            within a few hundred steps, and a training on few labels does not bring it back; ``all`` makes them keep it.
         decoder: arguments of :class:`nufm.models.stream_decoder.StreamDecoder`; null = base size.
         learning_rate: peak. Published: 1.5e-4 × events per step / 256.
         weight_rate: learning rate of the weights of the loss terms, over that of all else.
@@ -130,6 +135,7 @@ class MaskedCalorimeter(LightningModule):
         relational: float = 0.0,
         relational_ratio: float = 0.25,
         supervised_share: float = 0.5,
+        single_tokens: Literal["hidden", "all"] = "hidden",
         decoder: dict[str, int | float | list[int]] | None = None,
         learning_rate: float = 2.4e-3,
         weight_rate: float = 0.1,
@@ -146,12 +152,15 @@ class MaskedCalorimeter(LightningModule):
                 raise ValueError(f"{name} is {value}, expected 0 … 1")
         if ghosts not in ("as_input", "not_reconstructed"):
             raise ValueError(f"ghosts is '{ghosts}', expected 'as_input' or 'not_reconstructed'")
+        if single_tokens not in ("hidden", "all"):
+            raise ValueError(f"single_tokens is '{single_tokens}', expected 'hidden' or 'all'")
         self.save_hyperparameters(ignore=["encoder"])
         self.encoder = encoder
         self.decoder = StreamDecoder(encoder, **(decoder or {}))
         terms = {f"{t}_{s.stream}": WEIGHTS[t] for s in encoder.stacks for t in ("occupancy", "charge")}
         terms |= {t: WEIGHTS[t] for t in RELATIONAL}
-        terms |= {t: WEIGHTS[t] for t in ("matrix", "tracks") if getattr(encoder, t) is not None}
+        single = KEPT_WEIGHTS if single_tokens == "all" else WEIGHTS
+        terms |= {t: single[t] for t in ("matrix", "tracks") if getattr(encoder, t) is not None}
         self.weights = BoundedWeights(terms)
         if relational == 0:  # several processes wait for the gradient of everything that could have one
             for head in self.decoder.relational_heads():
@@ -220,12 +229,12 @@ class MaskedCalorimeter(LightningModule):
             terms[f"charge_{name}"] = charge_loss(voxels.charge, true.charge, true.filled, zero)
         if self.encoder.matrix is not None:
             matrix = batch.matrices[self.encoder.matrix.stream]
-            events = (matrix.present & ~masked.keep_matrix).nonzero()[:, 0]
+            events = (matrix.present & self._asked(masked.keep_matrix)).nonzero()[:, 0]
             found = self.decoder.matrix(masked.memory, events)
             terms["matrix"] = _smooth_l1(found, matrix.values[events])
         if self.encoder.tracks is not None:
             tracks = batch.tracks[self.encoder.tracks.stream]
-            events = (tracks.present & ~masked.keep_tracks).nonzero()[:, 0]
+            events = (tracks.present & self._asked(masked.keep_tracks)).nonzero()[:, 0]
             logit, mean = self.decoder.tracks(masked.memory, events)
             counts = tracks.offsets.diff()
             owner = torch.arange(batch.n_events, device=batch.device).repeat_interleave(
@@ -236,6 +245,10 @@ class MaskedCalorimeter(LightningModule):
             entropy = F.binary_cross_entropy_with_logits(logit, smoothed(some.float(), 0.05), reduction="none")
             terms["tracks"] = (entropy.mean() if len(events) else entropy.sum()) + _smooth_l1(mean[some], true[some])
         return terms
+
+    def _asked(self, keep: Tensor) -> Tensor:
+        """bool (B,), the events that are asked for a token which is visible in those of ``keep``."""
+        return torch.ones_like(keep) if self.hparams.single_tokens == "all" else ~keep
 
     # ------------------------------------------------------------------ pass B
 
