@@ -27,6 +27,7 @@ import glob
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -74,7 +75,13 @@ def find_files(paths: str | Path | Iterable[str | Path], suffixes: Sequence[str]
                 f"{path} is {wanted}; give an HDF5 file, a folder of them, or a glob such as 'data/*.h5'"
             )
         found.update(matches)
-    return sorted(found, key=str)
+    # A file for every event: event 10 comes after event 9, whether or not the names are padded with zeros.
+    return sorted(found, key=_by_number if all(path.suffix == ".npz" for path in found) else str)
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    """The name in parts that sort numbers by their value."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
 
 
 def chosen_events(passes: np.ndarray, max_events: int | None, subset_seed: int | None) -> np.ndarray:

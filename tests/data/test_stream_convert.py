@@ -9,6 +9,7 @@ from pilarnet_files import make_event, write_file
 from stream_records import make_record, npz_fields, without, write
 
 from nufm.commands.convert import main
+from nufm.data.pilarnet import find_files
 from nufm.data.stream_convert import to_hdf5, to_npz
 from nufm.data.stream_datamodule import StreamDataModule
 from nufm.data.stream_files import StreamReader
@@ -147,3 +148,10 @@ def test_events_are_shared_out(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main([*arguments, str(tmp_path / "e"), *extra])
         assert message in capsys.readouterr().err and not (tmp_path / "e").exists()
+
+
+def test_files_of_single_events_are_in_the_order_of_their_numbers(tmp_path):
+    for number in (10, 2, 1, 0):
+        (tmp_path / f"run_1_event_{number}.npz").touch()
+    found = find_files(tmp_path, (".npz",))
+    assert [path.stem.rsplit("_", 1)[1] for path in found] == ["0", "1", "2", "10"]
