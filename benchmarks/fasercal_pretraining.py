@@ -9,7 +9,8 @@ demands: same schedule, rates, events and order, only the initial weights differ
 baseline: the same without the layer-wise decay of rates, which is made for weights that are worth keeping. A seed fixes
 the initial weights of what is new, the order, and which events have labels: those of a smaller number are among those
 of a larger one. Every run takes the same number of steps and is scored on the same test events; no checkpoint is
-chosen.
+chosen. ``as published`` pretrains with ``single_tokens: hidden``: the muon's token is asked for only where it is
+hidden.
 """
 
 from __future__ import annotations
@@ -27,14 +28,21 @@ from study import SETTINGS, Job, finished, run_jobs
 from nufm.machine import available_cores
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TINY = REPOSITORY / "configs" / "tiny"
 PUBLISHED = yaml.safe_load((REPOSITORY / "benchmarks" / "published.yaml").read_text())["fasercal"]
 
 EVENTS = {"n_train": 2000, "n_val": 100, "n_test": 600}
 STEPS = {"MAE": 1200, "MAE+Rel": 300}
 FINE_STEPS, BATCH = 300, 16
 SCORES = "evaluation/test/scores.json"
-METHODS = ("Scratch", "Scratch, own rates", "MAE", "MAE+Rel")
+# Start -> run that it comes from.
+METHODS = {
+    "Scratch": None,
+    "Scratch, own rates": None,
+    "MAE": "mae",
+    "MAE+Rel": "relational",
+    "MAE, as published": "mae-hidden",
+    "MAE+Rel, as published": "relational-hidden",
+}
 
 # What the tables show: head, how to read it off the scores, digits, whether more is better.
 Read = Callable[[dict], float]
@@ -52,13 +60,14 @@ COLUMNS: dict[str, tuple[Read, int, bool]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budgets", type=int, nargs="+", default=[100, 1000], help="numbers of labelled events")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings on labels")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the trainings on labels")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--runs", type=Path, default=Path("runs/fasercal_pretraining"), help="folder of all runs")
     parser.add_argument("--workers", type=int, default=available_cores(), help="runs at a time, each on one core")
     parser.add_argument("--finished", action="store_true", help="train nothing: write the tables of the finished runs")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    options.runs = options.runs.resolve()
     jobs = pretrainings(options.runs)
     names = {(m, k, s): run_name(m, k, s) for s in options.seeds for m in options.methods for k in options.budgets}
     jobs |= {name: fine_tuning(options.runs, *key) for key, name in names.items()}
@@ -72,12 +81,15 @@ def main() -> None:
 
 def _turn(name: str, job: Job) -> tuple[int, bool]:
     """Runs that wait for nothing first, a pretraining before the others of its turn."""
-    waits = 0 if not job.after else 2 if "relational" in job.after else 1
-    return waits, name not in ("mae", "relational")
+    waits = 0 if not job.after else 2 if job.after[0].startswith("relational") else 1
+    return waits, name not in METHODS.values()
 
 
 def run_name(method: str, budget: int, seed: int) -> str:
-    return f"{method.replace(', own rates', '-own').replace('+', '_').lower()}-{budget}-{seed}"
+    words = {", own rates": "-own", ", as published": "-hidden", "+": "_"}
+    for old, new in words.items():
+        method = method.replace(old, new)
+    return f"{method.lower()}-{budget}-{seed}"
 
 
 def _data() -> list[str]:
@@ -85,18 +97,20 @@ def _data() -> list[str]:
 
 
 def pretrainings(runs: Path) -> dict[str, Job]:
-    """The two phases."""
+    """The two phases, each also as published."""
 
     def job(method: str, config: str, *flags: str, after: tuple[str, ...] = ()) -> Job:
         steps = ("--trainer.max_steps", str(STEPS[method]), "--report.enabled", "false")
-        command = ("pretrain.py", "--config", str(TINY / config), *steps, *flags, *_data())
+        command = ("pretrain.py", "--config", f"configs/tiny/{config}", *steps, *flags, *_data())
         return Job(command, "export/config.json", after)
 
-    mae = job("MAE", "fasercal_mae.yaml")
-    return {
-        "mae": mae,
-        "relational": job("MAE+Rel", "fasercal_relational.yaml", "--pretrained", str(runs / "mae"), after=("mae",)),
-    }
+    jobs = {}
+    for variant, flags in (("", ()), ("-hidden", ("--model.single_tokens", "hidden"))):
+        first = f"mae{variant}"
+        jobs[first] = job("MAE", "fasercal_mae.yaml", *flags)
+        start = ("--pretrained", str(runs / first))
+        jobs[f"relational{variant}"] = job("MAE+Rel", "fasercal_relational.yaml", *start, *flags, after=(first,))
+    return jobs
 
 
 def fine_tuning(runs: Path, method: str, budget: int, seed: int) -> Job:
@@ -104,23 +118,25 @@ def fine_tuning(runs: Path, method: str, budget: int, seed: int) -> Job:
     flags = ["--trainer.max_steps", str(FINE_STEPS), "--trainer.max_epochs", "-1", "--data.batch_size", str(BATCH)]
     flags += ["--data.max_events", str(budget), "--data.subset_seed", str(seed), "--data.seed", str(seed)]
     flags += ["--seed_everything", str(seed), "--trainer.limit_val_batches", "0"]
-    start = {"MAE": "mae", "MAE+Rel": "relational"}.get(method)
+    start = METHODS[method]
     if start is None:
         flags += ["--model.regime", "scratch"]
     else:
         flags += ["--pretrained", str(runs / start)]
     if method == "Scratch, own rates":
         flags += ["--model.layer_decay", "1.0"]
-    config = str(TINY / "fasercal_multitask.yaml")
+    config = "configs/tiny/fasercal_multitask.yaml"
     return Job(("finetune.py", "--config", config, *flags, *_data()), SCORES, () if start is None else (start,))
 
 
 def write(names: dict[tuple[str, int, int], str], runs: Path, out: Path) -> None:
     """Tables, picture and JSON of finished runs."""
+    if not names:
+        raise SystemExit(f"no run in {runs} is finished: python {Path(__file__).name} makes them")
     found = {key: json.loads((runs / name / SCORES).read_text()) for key, name in names.items()}
     methods = [m for m in METHODS if any(key[0] == m for key in found)]
     budgets = sorted({k for _, k, _ in found})
-    folders = [runs / name for name in (*names.values(), "mae", "relational") if (runs / name / SETTINGS).is_file()]
+    folders = [runs / name for name in (*names.values(), *pretrainings(runs)) if (runs / name / SETTINGS).is_file()]
     report = {
         **provenance(),
         "seed": sorted({s for *_, s in found}),
@@ -151,7 +167,10 @@ def _kept(scores: dict) -> dict:
     }
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def _spread(values: Sequence[float | None], digits: int) -> str:
+    values = [value for value in values if value is not None]
+    if not values:
+        return "–"
     around = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{around}"
 
@@ -174,8 +193,8 @@ def markdown(found: dict, methods: Sequence[str], budgets: Sequence[int]) -> str
     names = next(iter(found.values()))["labels"]["flavour"]["classes"]
     rows = []
     for m in methods:
-        aucs = np.array([found[key]["labels"]["flavour"]["auc"] for key in _of(found, m, most)], dtype=float)
-        rows.append([m, *(_spread(column, 3) for column in aucs.T)])
+        aucs = [found[key]["labels"]["flavour"]["auc"] for key in _of(found, m, most)]
+        rows.append([m, *(_spread([auc[c] for auc in aucs], 3) for c in range(len(names)))])
     published = dict(zip(PUBLISHED["flavour_auc"]["classes"], range(len(names)), strict=True))
     for m in ("Scratch", "MAE", "MAE+Rel"):
         values = [PUBLISHED["flavour_auc"][m][published[name]] for name in names]
@@ -203,9 +222,13 @@ def draw(found: dict, methods: Sequence[str], budgets: Sequence[int], path: Path
     panels = {}
     for head in ("flavour macro AUC", "charm macro AUC", "vertex, median mm", "jet σ_MAD"):
         read, _, more = COLUMNS[head]
-        lines = {m: {k: [read(found[key]) for key in _of(found, m, k)] for k in budgets} for m in methods}
+        lines: dict[str, dict[float, list[float]]] = {m: {} for m in methods}
+        for method, budget, seed in found:
+            value = read(found[method, budget, seed])
+            if value is not None:
+                lines[method].setdefault(budget, []).append(value)
         panels[head] = (lines, more)
-    budget_curves(panels, path, "FASERCal in small, simulated by nufm: the same training from four starts")
+    budget_curves(panels, path, "FASERCal in small, simulated by nufm: the same training from different starts")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ class Job:
     """One run.
 
     Attributes:
-        command: script of ``scripts/`` with its flags, without ``--run``.
+        command: script of ``scripts/`` with its flags, without ``--run``; configurations are named from the
+            repository, runs by their whole path, so that the command is the same wherever it is given.
         result: file below its folder that says that it is finished.
         after: names of the runs that it starts from.
     """
@@ -57,6 +58,7 @@ def run_jobs(jobs: Mapping[str, Job], runs: Path, workers: int, scripts: Path) -
         workers: at a time.
         scripts: folder of the scripts.
     """
+    runs = runs.resolve()
     todo = [name for name, job in jobs.items() if not finished(runs / name, job)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     futures: dict[str, Future] = {}
@@ -74,7 +76,8 @@ def run_jobs(jobs: Mapping[str, Job], runs: Path, workers: int, scripts: Path) -
             command = [*command, "--ckpt_path", "last"]
         log = folder / "log.txt"
         with open(log, "a") as out:
-            status = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment).returncode
+            ran = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=scripts.parent)
+            status = ran.returncode
         if status or not (folder / job.result).is_file():
             raise SystemExit(f"{name} failed, see {log}:\n{log.read_text()[-2000:]}")
 
