@@ -111,8 +111,8 @@ class MaskedCalorimeter(LightningModule):
             published, voxels that are ghosts by the truth count as empty where they are hidden.
         relational: probability that a step has pass B; 0 is phase 1. Published: 0.5.
         relational_ratio: share of the patches that is hidden in pass B.
-        supervised_share: share of a patch's hits, at least one, whose truth pass B sees in a step: it would learn them
-            by heart.
+        supervised_share: share of a patch's hits that are not ghosts, at least one, whose hierarchy and category pass B
+            sees in a step: it would learn them by heart. Whether a hit is a ghost it sees of all.
         single_tokens: which events are asked for their matrix and their tracks: those where they are ``hidden``, as
             published, or ``all``. As nothing rewards latents for what they are told of a visible muon, they forget it
             within a few hundred steps, and a training on few labels does not bring it back; ``all`` makes them keep it.
@@ -253,7 +253,7 @@ class MaskedCalorimeter(LightningModule):
     # ------------------------------------------------------------------ pass B
 
     def relational_losses(self, batch: StreamBatch, masked: Masked) -> dict[str, Tensor]:
-        """Terms of pass B: truth of the hits of visible patches.
+        """Terms of pass B: truth of the hits of visible patches; ghosts have neither hierarchy nor category.
 
         Raises:
             ValueError: the events have no such truth.
@@ -267,28 +267,23 @@ class MaskedCalorimeter(LightningModule):
                     "pretraining learns from the truth of a simulation; pretrain without it: --model.relational 0"
                 )
         shown = masked.patches[stack.stream].select(masked.keep[stack.stream])
-        chosen = self._supervised(shown, stack, batch.seeds)
-        patch, rows = shown.hit_patch[chosen], shown.hit_rows[chosen]
         decoded = self.decoder.decode_patches(masked.memory, stack.stream, shown)
-        said = self.decoder.patches[stack.stream](decoded, patch, shown.slot[chosen], tuple(RELATIONAL))
+        said = self.decoder.patches[stack.stream](decoded, shown.hit_patch, shown.slot, tuple(RELATIONAL))
         if len(hits) == 0:
             return {name: value.sum() for name, value in said.items()}
-        ghost = hits.labels["ghost"][rows]
-        return {
-            "ghost": ghost_loss(said["ghost"], ghost == 1),
-            **{
-                # Rows of ghosts are 0 and do not count.
-                name: soft_cross_entropy(said[name], hits.labels[name][rows])
-                for name in ("hierarchy", "category")
-            },
-        }
+        true = {name: hits.labels[name][shown.hit_rows] for name in RELATIONAL}
+        ghost = true["ghost"] == 1
+        chosen = self._supervised(shown, stack, batch.seeds, ~ghost)
+        terms = {name: soft_cross_entropy(said[name][chosen], true[name][chosen]) for name in ("hierarchy", "category")}
+        return {"ghost": ghost_loss(said["ghost"], ghost), **terms}
 
-    def _supervised(self, shown: Patches, stack: PatchStack, seeds: Tensor) -> Tensor:
-        """int64 (S,): a share of each patch's hits, at least one; all of them outside of training."""
+    def _supervised(self, shown: Patches, stack: PatchStack, seeds: Tensor, real: Tensor) -> Tensor:
+        """int64 (S,): a share of each patch's hits that are ``real``, at least one; all those outside of training."""
         if not self.training or self.hparams.supervised_share == 1:
-            return torch.arange(len(shown.slot), device=seeds.device)
+            return real.nonzero()[:, 0]
         voxel = (shown.group * stack.group_size + shown.place)[shown.hit_patch] * stack.patch_size + shown.slot
         key = counter_uniform(seeds[shown.event[shown.hit_patch]], _counter(True, 0, 1) + voxel)
+        key = torch.where(real, key, 2.0)  # beyond all draws
         least = key.new_ones(len(shown)).scatter_reduce_(0, shown.hit_patch, key, "amin")
         return ((key < self.hparams.supervised_share) | (key == least[shown.hit_patch])).nonzero()[:, 0]
 

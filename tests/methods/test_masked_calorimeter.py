@@ -159,10 +159,26 @@ def test_relational_terms_look_at_visible_hits_and_at_some_of_each_patch():
     model, batch = small(relational=1.0), one_batch(labelled(4), labelled(5))
     masked = model.hide(batch, relational=True)
     shown = masked.patches["cal3d"].select(masked.keep["cal3d"])
-    chosen = model._supervised(shown, model.encoder.calorimeter, batch.seeds)
-    assert set(shown.hit_patch[chosen].tolist()) == set(range(len(shown)))  # at least one of each
-    assert 0.4 < len(chosen) / len(shown.slot) < 0.75
-    assert len(model.eval()._supervised(shown, model.encoder.calorimeter, batch.seeds)) == len(shown.slot)
+    real = batch.voxels["cal3d"].labels["ghost"][shown.hit_rows] != 1
+    real[shown.hit_patch == 0] = False  # a patch of ghosts alone
+    given = (shown, model.encoder.calorimeter, batch.seeds, real)
+    chosen = model._supervised(*given)
+    assert bool(real[chosen].all())
+    assert set(shown.hit_patch[chosen].tolist()) == set(shown.hit_patch[real].tolist())
+    assert 0.4 < len(chosen) / int(real.sum()) < 0.75
+    assert torch.equal(model.eval()._supervised(*given), real.nonzero()[:, 0])
+
+
+def test_the_ghost_loss_is_of_all_visible_hits_whatever_share_is_supervised():
+    """As in the public code: the share is of hierarchy and category, among hits that are no ghosts."""
+    batch, found = one_batch(labelled(4), labelled(5)), {}
+    for share in (1.0, 0.5, 0.01):
+        model = small(relational=1.0, supervised_share=share)
+        with torch.no_grad():
+            found[share] = model.relational_losses(batch, model.hide(batch, relational=True))
+    for share in (0.5, 0.01):
+        assert float(found[share]["ghost"]) == pytest.approx(float(found[1.0]["ghost"]), rel=1e-6)
+        assert abs(float(found[share]["category"]) - float(found[1.0]["category"])) > 1e-4
 
 
 def test_everything_that_is_trained_gets_a_gradient():
