@@ -56,6 +56,45 @@ def test_errors_and_chi2_are_right():
     assert np.mean((slope - 0.01) / column(rows, "error_2")) == pytest.approx(0.0, abs=0.25)
 
 
+class Still(np.random.Generator):
+    """No scattering and no error of a place: every normal number is 0."""
+
+    def __init__(self):
+        super().__init__(np.random.PCG64(0))
+
+    def normal(self, loc=0.0, scale=1.0, size=None):
+        return np.zeros(size)
+
+
+@pytest.mark.parametrize("direction", [(0.0, 0.0, 1.0), (0.05, -0.08, 1.0)])
+@pytest.mark.parametrize("p", [4.0, 5.0, 8.0, 20.0])
+def test_slow_muons_without_noise(p, direction):
+    """They lose most of their momentum in the iron (3.8 GeV over all of it): the fit puts it back."""
+    u = np.array(direction) / np.linalg.norm(direction)
+    found = fit(STREAM, measure(STREAM, FRONT, u, p, 1, Still()))
+    assert found[FEATURES.index("p")] == pytest.approx(p, rel=0.03)
+    assert found[FEATURES.index("chi2")] < 0.1 and found[0] == 1
+
+
+@pytest.mark.parametrize("p", [4.5, 6.0])
+def test_errors_of_slow_muons_are_right(p):
+    rows = sample(p, 300)
+    pull = (1.0 / column(rows, "p") - 1.0 / p) * column(rows, "p") ** 2 / column(rows, "error_1")
+    assert np.median(column(rows, "p")) == pytest.approx(p, rel=0.03)
+    assert np.mean(pull) == pytest.approx(0.0, abs=0.3) and np.std(pull) == pytest.approx(1.0, abs=0.3)
+    assert np.mean(column(rows, "chi2") / column(rows, "ndof")) == pytest.approx(1.0, abs=0.2)
+
+
+def test_error_of_an_inclined_track():
+    """What bends is q/p over the cosine, and the iron is thicker: pulls stay 1 at 50 degrees (cosine 0.6)."""
+    wide = dataclasses.replace(STREAM, low_mm=(-9e3, -9e3, *STREAM.low_mm[2:]), high_mm=(9e3, 9e3, *STREAM.high_mm[2:]))
+    rng, u = np.random.default_rng(1), np.array([0.0, math.sin(0.9), math.cos(0.9)])
+    rows = [fit(wide, measure(wide, FRONT, u, 60.0, 1, rng)) for _ in range(300)]
+    pull = (1.0 / column(rows, "p") - 1.0 / 60.0) * column(rows, "p") ** 2 / column(rows, "error_1")
+    assert np.median(column(rows, "p")) == pytest.approx(60.0, rel=0.05)
+    assert np.std(pull) == pytest.approx(1.0, abs=0.15)
+
+
 def test_charge_and_direction():
     for charge in (1, -1):
         rows = sample(50.0, 100, charge)

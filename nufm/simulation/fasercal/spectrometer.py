@@ -23,6 +23,7 @@ LEAST_PLANES = 3
 # The columns of the record; error_1 is the error of p in GeV/c, error_2 that of the slope dx/dz.
 FEATURES = ("charge", "n_points", "px", "py", "pz", "p", "chi2", "ndof", "p_value", "error_1", "error_2")
 MOST_MOMENTUM = 1e4  # GeV/c, where the curvature says nothing any more
+PRECISION, MOST_STEPS = 1e-3, 20  # of the momentum that the fit is repeated with, relative
 
 
 def measure(
@@ -76,41 +77,56 @@ def fit(stream: TrackStream, points: np.ndarray) -> np.ndarray | None:
     medium, field = mixture(stream.material), stream.field_tesla[1]
     z = points[:, 2] - points[0, 2]
     step = np.diff(z)
-    loss = medium.minimum_loss * z[1:] * 1e-3  # up to the end of each slab
-    p = 1e3
-    weight = np.eye(k) / RESOLUTION_MM**2
-    for attempt in range(4):
+    loss = medium.minimum_loss * z[1:] * 1e-3  # up to the end of each slab, along z
+    p, share, before, slant = 1e3, 1.0, 0.0, 1.0
+    weight = np.eye(k) / RESOLUTION_MM**2  # a place and a slope to start from; scattering needs p
+    for attempt in range(MOST_STEPS):
         # The shape of the bend for q/p = 1 per GeV at the front, with the momentum falling in the iron.
-        slope = np.concatenate([[0.0], np.cumsum(-0.3 * field * step * 1e-3 * p / np.maximum(p - loss, 0.3))])
+        left = np.maximum(p - slant * loss, 0.3)
+        slope = np.concatenate([[0.0], np.cumsum(-0.3 * field * step * 1e-3 * p / left)])
         bend = np.concatenate([[0.0], np.cumsum(step * 0.5 * (slope[1:] + slope[:-1]))])
         design_x, design_y = np.column_stack([np.ones(k), z, bend]), np.column_stack([np.ones(k), z])
         covariance_x = np.linalg.inv(design_x.T @ weight @ design_x)
         covariance_y = np.linalg.inv(design_y.T @ weight @ design_y)
         at_x = covariance_x @ design_x.T @ weight @ points[:, 0]
         at_y = covariance_y @ design_y.T @ weight @ points[:, 1]
-        if attempt == 3:
+        slant = math.sqrt(1 + at_x[1] ** 2 + at_y[1] ** 2)
+        change = math.log(min(slant / max(abs(at_x[2]), 1.0 / MOST_MOMENTUM), MOST_MOMENTUM) / p)
+        if attempt > 0 and abs(change) < PRECISION:
             break
-        p = min(1.0 / max(abs(at_x[2]), 1.0 / MOST_MOMENTUM), MOST_MOMENTUM)
-        weight = np.linalg.inv(_covariance(z, step, p, loss, medium.radiation_length))
+        # Too low a momentum bends too much in the last slabs, and the next is too high: a change that turns back goes
+        # half as far. Without, slow tracks swing.
+        if attempt > 1 and change * before < 0:
+            share *= 0.5
+        before = change
+        p *= math.exp(share * change)
+        weight = np.linalg.inv(_covariance(z, step, p, loss, slant, medium.radiation_length))
+    # A lower momentum also loses a larger share of it: what the places change by with q/p is more than the bend.
+    slope += np.concatenate([[0.0], np.cumsum(-0.3 * field * step * 1e-3 * p * slant * loss / left**2)])
+    bent = np.concatenate([[0.0], np.cumsum(step * 0.5 * (slope[1:] + slope[:-1]))])
+    tangent = np.column_stack([np.ones(k), z, bent])
+    covariance_x = np.linalg.inv(tangent.T @ weight @ tangent)
     curvature = at_x[2]
     charge = 1.0 if curvature > 0 else -1.0
     direction = np.array([at_x[1], at_y[1], 1.0])
-    slant = np.linalg.norm(direction)
     p = slant / max(abs(curvature), 1.0 / MOST_MOMENTUM)
     direction *= p / slant
     off_x, off_y = points[:, 0] - design_x @ at_x, points[:, 1] - design_y @ at_y
     chi2, ndof = off_x @ weight @ off_x + off_y @ weight @ off_y, 2 * k - 5
-    error_p = math.sqrt(covariance_x[2, 2]) * p * p
+    error_p = math.sqrt(covariance_x[2, 2]) * p * p / slant
     p_value = gammaincc(0.5 * ndof, 0.5 * chi2)
     values = [charge, k, *direction, p, chi2, ndof, p_value, error_p, math.sqrt(covariance_x[1, 1])]
     return np.array(values, dtype=np.float32)
 
 
-def _covariance(z: np.ndarray, step: np.ndarray, p: float, loss: np.ndarray, radiation_length: float) -> np.ndarray:
-    """(K, K) mm² of the places in one projection: measurement, and scattering in the slabs before."""
+def _covariance(
+    z: np.ndarray, step: np.ndarray, p: float, loss: np.ndarray, slant: float, radiation_length: float
+) -> np.ndarray:
+    """(K, K) mm² of the places in one projection: measurement, and scattering in the slabs before, crossed at an angle
+    of cosine 1 / ``slant``; ``loss`` (K - 1,) GeV of momentum along z."""
     covariance = np.eye(len(z)) * RESOLUTION_MM**2
     for s, thickness in enumerate(step):
-        angle = scattering_angle(max(p - loss[s], 0.3), thickness, radiation_length)
+        angle = scattering_angle(max(p - slant * loss[s], 0.3), slant * thickness, radiation_length)
         arm = np.where(z > z[s], z - 0.5 * (z[s] + z[s + 1]), 0.0)
         after = (z > z[s]).astype(float)
         covariance += angle**2 * (np.outer(arm, arm) + np.outer(after, after) * thickness**2 / 12.0)
