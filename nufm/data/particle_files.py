@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from nufm.data import particles
 from nufm.data.cache import cache_folder
+from nufm.data.detector import FOLDER
 from nufm.data.particles import VOLUME, pilarnet_records, read_scintillator, scintillator_files, scintillator_record
 from nufm.data.pilarnet import PILArNetReader
 from nufm.data.stream_files import event_from_record
@@ -57,7 +58,8 @@ def ensure_particles(
         from nufm.simulation.dataset import simulation_version
     numbers = {split: int(n) for split, n in n_events.items() if n}
     digest = hashlib.sha256(json.dumps([sample, seed, sorted(numbers.items()), simulation_version()]).encode())
-    for source in (particles.__file__, __file__):
+    crops = (FOLDER / f"{name}.yaml" for name in (*DETECTORS.values(), VOLUME))
+    for source in (particles.__file__, __file__, *crops):
         digest.update(Path(source).read_bytes())
     folder = cache_folder() / "simulated" / f"{sample}-{digest.hexdigest()[:16]}"
     if folder.is_dir():

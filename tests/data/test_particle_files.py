@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import h5py
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from nufm.data import particle_files
+from nufm.data.detector import FOLDER
 from nufm.data.particle_files import convert_particles, ensure_particles
 from nufm.data.particles import PARTICLE_NAMES, pilarnet_records
 from nufm.data.pilarnet import PILArNetReader
@@ -54,6 +57,18 @@ def test_the_cache_is_used_again_and_not_for_others(cache):
     assert ensure_particles("superfgd", numbers, seed=1, workers=1, show_progress=False) != folder
     with pytest.raises(ValueError, match="'muons', expected one of superfgd"):
         ensure_particles("muons", numbers)
+
+
+@pytest.mark.parametrize("name", ["superfgd", "superfgd_volume", "pilarnet_crop"])
+def test_another_crop_is_another_folder(cache, monkeypatch, name):
+    """Particles that were cut out of or into a lattice are not those of another."""
+    folder = ensure_particles("superfgd", {"train": 1}, workers=1, show_progress=False)
+    changed = shutil.copytree(FOLDER, cache / "detectors")
+    monkeypatch.setattr(particle_files, "FOLDER", changed)
+    assert ensure_particles("superfgd", {"train": 1}, workers=1, show_progress=False) == folder
+    with open(changed / f"{name}.yaml", "a") as file:
+        file.write("# another one\n")
+    assert ensure_particles("superfgd", {"train": 1}, workers=1, show_progress=False) != folder
 
 
 def test_a_file_does_not_depend_on_the_workers(tmp_path):
