@@ -1,4 +1,5 @@
-"""What a masked model says of an event of several sub-detectors, in MeV and on the lattice: what displays draw.
+"""What a masked model says of an event of several sub-detectors, in MeV and on the lattice: what displays draw; and the
+transform between MeV and what the model sees.
 
 Shape legend: N hits of a stream, K voxels of its hidden patches.
 """
@@ -111,9 +112,26 @@ def standardized_by(transforms: Sequence[Transform]) -> StandardizeStreams:
     Raises:
         ValueError: there is none, or not exactly one.
     """
-    flat = [t for outer in transforms for t in (outer.transforms if isinstance(outer, Compose) else (outer,))]
+    flat = _flat(transforms)
     found = [t for t in flat if isinstance(t, StandardizeStreams)]
     if len(found) != 1:
         names = ", ".join(type(t).__name__ for t in flat) or "none"
         raise ValueError(f"cannot turn what is predicted into MeV: expected one StandardizeStreams, found {names}")
     return found[0]
+
+
+def zero_charges(transforms: Sequence[Transform], streams: Sequence[str]) -> dict[str, float]:
+    """stream -> what the transforms make of no charge at all; 0 where none of them standardises.
+
+    Raises:
+        ValueError: not exactly one standardises, or it has no numbers for a stream.
+    """
+    if not any(isinstance(t, StandardizeStreams) for t in _flat(transforms)):
+        return dict.fromkeys(streams, 0.0)
+    standard = standardized_by(transforms)
+    return {stream: standard.zero(stream) for stream in streams}
+
+
+def _flat(transforms: Sequence[Transform]) -> list[Transform]:
+    """The transforms in their order, those inside of compositions too."""
+    return [t for outer in transforms for t in (_flat(outer.transforms) if isinstance(outer, Compose) else (outer,))]

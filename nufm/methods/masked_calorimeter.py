@@ -23,7 +23,7 @@ Shape legend: B events, T patches, M of them predicted, N hits, S voxels that a 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -32,6 +32,7 @@ from lightning import LightningModule
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from nufm.data.stream_reconstruction import zero_charges
 from nufm.data.streams import StreamBatch
 from nufm.methods.calorimeter_losses import (
     BoundedWeights,
@@ -425,15 +426,6 @@ def keep_patches(patches: Patches, stack: PatchStack, seeds: Tensor, ratio: floa
     visible = (count * (1 - ratio) + up).floor().long()
     visible = torch.minimum(visible.clamp(min=1), (count - 1).clamp(min=1))
     return rank < visible[index]
-
-
-def zero_charges(transforms: Sequence[object], streams: Sequence[str]) -> dict[str, float]:
-    """stream -> what the transforms make of no charge at all; 0 where none of them standardises."""
-    found = dict.fromkeys(streams, 0.0)
-    for transform in transforms:
-        if hasattr(transform, "zero"):
-            found = {stream: float(transform.zero(stream)) for stream in streams}
-    return found
 
 
 def _smooth_l1(found: Tensor, true: Tensor) -> Tensor:

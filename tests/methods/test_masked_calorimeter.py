@@ -9,9 +9,11 @@ import pytest
 import torch
 from stream_events import encoder, event, one_batch
 
-from nufm.data.stream_transforms import StandardizeStreams
+from nufm.data.stream_reconstruction import standardized_by, zero_charges
+from nufm.data.stream_transforms import ShiftHits, StandardizeStreams
 from nufm.data.streams import StreamBatch, StreamEvent
-from nufm.methods.masked_calorimeter import MaskedCalorimeter, keep_patches, zero_charges
+from nufm.data.transforms import Compose
+from nufm.methods.masked_calorimeter import MaskedCalorimeter, keep_patches
 
 
 def small(**changes: object) -> MaskedCalorimeter:
@@ -220,7 +222,11 @@ def test_empty_voxels_have_the_charge_that_the_transforms_give_to_none():
     made = StandardizeStreams(("cal3d", "ahcal"), (True, True), (0.5, 0.2), (1.0, 2.0), (0.5, 4.0))
     found = zero_charges([made], ["cal3d", "ahcal"])
     assert found == pytest.approx({"cal3d": (0 - 1.0) / 0.5, "ahcal": -0.5})
-    assert zero_charges([], ["cal3d"]) == {"cal3d": 0.0}
+    assert zero_charges([], ["cal3d"]) == zero_charges([ShiftHits()], ["cal3d"]) == {"cal3d": 0.0}
+    for hidden in (Compose((ShiftHits(), made)), Compose((Compose((made,)), ShiftHits()))):
+        assert zero_charges([hidden], ["cal3d", "ahcal"]) == found and standardized_by([hidden]) is made
+    with pytest.raises(ValueError, match="expected one StandardizeStreams, found StandardizeStreams, Standardize"):
+        zero_charges([made, Compose((made,))], ["cal3d"])
 
 
 @pytest.mark.parametrize(
