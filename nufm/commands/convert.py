@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nufm.data.datamodule import SPLITS
-from nufm.data.particle_files import convert_particles
+from nufm.data.particle_files import ENERGY_THRESHOLD, convert_particles
 from nufm.data.stream_convert import to_hdf5, to_npz, to_splits
 from nufm.data.stream_files import HDF5, StreamReader
 
@@ -47,6 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="cut single particles out: of the folder of the public SuperFGD sample, or of PILArNet-M files",
     )
     parser.add_argument(
+        *("--energy-threshold",),
+        **{"type": float, "metavar": "MEV"},
+        help="with --particles pilarnet_particles: drop voxels with at most this energy before those of a particle are "
+        f"counted; default {ENERGY_THRESHOLD}",
+    )
+    parser.add_argument(
         "--splits", type=_shares, help="share the events out at random into --out/<split>: train=0.85,val=0.05,test=0.1"
     )
     parser.add_argument("--seed", type=int, default=7, help="of that draw, default 7")
@@ -54,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.particles is not None:
         _particles(parser, args)
         return
+    if args.energy_threshold is not None:
+        parser.error("--energy-threshold is for --particles pilarnet_particles; events keep all their voxels")
     columns = (TextColumn("converting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -89,8 +97,13 @@ def _particles(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     """Single particles of other files."""
     if len(args.events) > 1:
         parser.error(f"--particles takes one file, folder or glob, found {len(args.events)}")
+    if args.splits is not None:
+        parser.error("--particles does not share out: give one split after the other, or drop --splits")
+    if args.particles != "pilarnet_particles" and args.energy_threshold is not None:
+        parser.error(f"--energy-threshold is for --particles pilarnet_particles, not for '{args.particles}'")
+    threshold = ENERGY_THRESHOLD if args.energy_threshold is None else args.energy_threshold
     try:
-        convert_particles(args.particles, args.events[0], args.out)
+        convert_particles(args.particles, args.events[0], args.out, energy_threshold=threshold)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:

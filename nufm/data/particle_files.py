@@ -1,7 +1,7 @@
 """Stream files of single particles in crops, made from simulated events or from public files, kept in the cache.
 
     superfgd              simulated by nufm, or the public sample (Zenodo 7347563)
-    pilarnet_particles    particles of PILArNet-M files, simulated by nufm or public
+    pilarnet_particles    particles of PILArNet-M files, simulated by nufm or public; of the voxels above an energy
 
 Cutting out is done once: a training would read a whole event for every particle of it otherwise.
 """
@@ -31,6 +31,7 @@ from nufm.data.stream_files import event_from_record
 Sample = Literal["superfgd", "pilarnet_particles"]
 DETECTORS: dict[str, str] = {"superfgd": "superfgd", "pilarnet_particles": "pilarnet_crop"}
 SPLITS = ("train", "val", "test")
+ENERGY_THRESHOLD = 0.13  # MeV, of the voxels of PILArNet as in PILArNetReader
 
 
 def ensure_particles(
@@ -112,7 +113,13 @@ def _simulate_pilarnet(folder: Path, numbers: Mapping[str, int], seed: int, work
         convert_particles("pilarnet_particles", source / split, folder / split / "particles.h5")
 
 
-def convert_particles(sample: Sample, source: str | Path, out: str | Path, overwrite: bool = False) -> Path:
+def convert_particles(
+    sample: Sample,
+    source: str | Path,
+    out: str | Path,
+    overwrite: bool = False,
+    energy_threshold: float = ENERGY_THRESHOLD,
+) -> Path:
     """Cut the particles of files out into one stream file.
 
     Args:
@@ -121,6 +128,8 @@ def convert_particles(sample: Sample, source: str | Path, out: str | Path, overw
         source: see there.
         out: an HDF5 file.
         overwrite: replace an existing file.
+        energy_threshold: of ``pilarnet_particles``: voxels with at most this energy in MeV are dropped before the
+            voxels of a particle are counted. It is an attribute of the file.
 
     Raises:
         ValueError: files that are not what they should be, or without any particle.
@@ -129,14 +138,15 @@ def convert_particles(sample: Sample, source: str | Path, out: str | Path, overw
     """
     from nufm.simulation.fasercal.dataset import write_events  # imported here: it brings Numba
 
-    said = {"detector": _detector(sample)}
+    said: dict[str, object] = {"detector": _detector(sample)}
     if sample == "superfgd":
         files = scintillator_files(source)
         records = (scintillator_record(read_scintillator(path, particle)) for path, particle in files)
         said["producer"] = f"cut out by nufm from {source}"
     else:
-        reader = PILArNetReader(source, min_points=0)
+        reader = PILArNetReader(source, energy_threshold=energy_threshold, min_points=0)
         records = _pilarnet(reader)
+        said["energy_threshold_mev"] = energy_threshold
         said["producer"] = _producer(reader.files[0])
     return write_events(out, _some(records, source), said, None, overwrite)
 

@@ -97,6 +97,24 @@ def test_particles_of_pilarnet(tmp_path):
         convert_particles("pilarnet_particles", GENUINE, path)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.13, 1.0])
+def test_voxels_below_the_threshold_are_no_voxels_of_a_particle(tmp_path, threshold):
+    """Counted from the columns of the file: particles of the five classes with five voxels above it."""
+    with h5py.File(GENUINE) as file:
+        energy = file["point"][0].reshape(-1, 8)[:, 3]
+        cluster = file["cluster"][0].reshape(-1, 6).astype(int)
+    keep = energy > threshold
+    particle = np.repeat(cluster[:, 2], cluster[:, 0])[keep]
+    pid = np.repeat(cluster[:, 5], cluster[:, 0])[keep]
+    sizes = [(particle == p).sum() for p in np.unique(particle[(particle >= 0) & (pid >= 0) & (pid < 5)])]
+    path = convert_particles("pilarnet_particles", GENUINE, tmp_path / "p.h5", energy_threshold=threshold)
+    reader = StreamReader(path)
+    assert len(reader) == sum(size >= 5 for size in sizes)
+    assert min(float(e.voxels["voxels"].charge.min()) for e in reader) > threshold
+    with h5py.File(path) as file:
+        assert file.attrs["energy_threshold_mev"] == threshold
+
+
 def test_particles_of_an_event_come_together(tmp_path):
     path = convert_particles("pilarnet_particles", GENUINE, tmp_path / "train" / "particles.h5")
     n = len(StreamReader(path))

@@ -122,6 +122,17 @@ def test_command_cuts_particles_out(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(wrong if wrong is arguments else ["more", *arguments])
         assert message in capsys.readouterr().err
+    main([*arguments[:-1], str(tmp_path / "high.h5"), "--energy-threshold", "0.5"])
+    assert min(float(e.voxels["voxels"].charge.min()) for e in StreamReader(tmp_path / "high.h5")) > 0.5
+    arguments[-1] = str(tmp_path / "q.h5")
+    for wrong, message in (
+        ([*arguments, "--splits", "train=0.5,val=0.5"], "--particles does not share out"),
+        ([*arguments, "--particles", "superfgd", "--energy-threshold", "0.1"], "not for 'superfgd'"),
+        ([arguments[0], *arguments[3:], "--energy-threshold", "0.1"], "events keep all their voxels"),
+    ):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        assert message in capsys.readouterr().err and not (tmp_path / "q.h5").exists()
 
 
 def test_events_are_shared_out(tmp_path, capsys):
