@@ -114,7 +114,7 @@ def held_bytes(module: torch.nn.Module, optimizers: list, device: torch.device) 
 
 def data_rate(data: Any, seconds: float = 3.0) -> float:
     """Events per second that one process reads, transforms, cuts into views and packs."""
-    dataset, collate = data.train_dataset(), data._collate()
+    dataset, collate = data.train_dataset(), data.collate(training=True)
     n = data.batch_size
     collate([dataset[(0, i)] for i in range(n)])  # opens the files
     begin, done = time.perf_counter(), 0
