@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nufm.data.detector import load_stream_detector
-from nufm.data.particles import COLUMNS, STREAM
+from nufm.data.particles import COLUMNS, STREAM, edge_share
 from nufm.data.streams import StreamEvent
 from nufm.data.transforms import Transform
 
@@ -74,8 +74,8 @@ class ShiftParticle(Transform):
         low = np.maximum(-np.array(self.reach), -hits.index.min(0))
         high = np.minimum(self.reach, lattice - 1 - hits.index.max(0))
         shift = rng.integers(low, high + 1)
-        extra = None if event.extra is None else shifted(event.extra, event.detector, shift, lattice)
         hits = hits.replace(index=(hits.index + shift).astype(np.int32))
+        extra = None if event.extra is None else shifted(event.extra, event.detector, shift, lattice, hits.index)
         return event.replace(voxels={**event.voxels, STREAM: hits}, extra=extra)
 
 
@@ -97,9 +97,12 @@ def turned(extra: np.ndarray, detector: str, order: np.ndarray, flip: np.ndarray
     return made
 
 
-def shifted(extra: np.ndarray, detector: str, shift: np.ndarray, lattice: np.ndarray) -> np.ndarray:
-    """The numbers (31,) of a particle that moved by ``shift`` (3,) voxels in its crop: its crop was cut out as far
-    on the other side. Numbers of PILArNet are those of the whole volume and stay."""
+def shifted(
+    extra: np.ndarray, detector: str, shift: np.ndarray, lattice: np.ndarray, index: np.ndarray
+) -> np.ndarray:
+    """The numbers (31,) of a particle that moved by ``shift`` (3,) voxels in its crop to ``index`` (N, 3): its crop was
+    cut out as far on the other side. A crop that would reach beyond the volume is at its wall: the shares of the way to
+    the walls stay in [0, 1]. Numbers of PILArNet are those of the whole volume and stay."""
     columns, made = COLUMNS[detector], extra.copy()
     if "wall_low_x" not in columns:
         return made
@@ -107,8 +110,9 @@ def shifted(extra: np.ndarray, detector: str, shift: np.ndarray, lattice: np.nda
     for name in POSITIONS:
         rows = [columns.index(f"{name}_{axis}") for axis in "xyz"]
         made[rows] += shift / (lattice - 1)
+    made[columns.index("at_edge")] = edge_share(index, lattice)
     moved = shift / (volume - lattice)
     for side, sign in (("low", -1), ("high", 1)):
         rows = [columns.index(f"wall_{side}_{axis}") for axis in "xyz"]
-        made[rows] += sign * moved
+        made[rows] = np.clip(made[rows] + sign * moved, 0.0, 1.0)
     return made

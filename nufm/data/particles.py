@@ -150,6 +150,11 @@ def cluster_numbers(index: np.ndarray, charge: np.ndarray, size: Sequence[int], 
     return np.array([*numbers, length, linearity, planarity, asymmetry], np.float32)
 
 
+def edge_share(index: np.ndarray, size: Sequence[int]) -> float:
+    """Share of the hits (N, 3) in the outermost voxels of a box of ``size`` voxels, 0 without hits."""
+    return float(((index == 0) | (index == np.asarray(size) - 1)).any(1).mean()) if len(index) else 0.0
+
+
 def wall_numbers(origin: np.ndarray, size: Sequence[int], volume: Sequence[int]) -> np.ndarray:
     """float32 (6,): how far the crop could move to the low and high wall along x, y and z, as shares of both."""
     room = np.asarray(volume) - size
@@ -192,8 +197,7 @@ def scintillator_record(event: StreamEvent) -> dict[str, object]:
     volume = load_stream_detector(VOLUME).voxels[STREAM].lattice
     hits = event.voxels[STREAM]
     crop = cut_out(hits.index, hits.charge, size, volume)
-    edge = ((crop.index == 0) | (crop.index == np.array(size) - 1)).any(1).mean() if len(crop.index) else 0.0
-    numbers = cluster_numbers(crop.index, crop.charge, size, float(edge))
+    numbers = cluster_numbers(crop.index, crop.charge, size, edge_share(crop.index, size))
     return {
         **_hits(crop),
         "truth/particle": int(event.truth["particle"]),

@@ -77,6 +77,34 @@ def test_a_shifted_particle_is_one_cut_out_elsewhere(seed):
     assert after.extra[25:] == pytest.approx(wall_numbers(origin - shift, SIZE, VOLUME), abs=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_crop_at_the_wall_of_the_volume_stays_there(seed):
+    """A particle in the corner: its crop starts at the walls, and none could be cut out beyond them."""
+    volume = particle(seed, middle=(25, 25, 175))
+    before = event_from_record(scintillator_record(volume), "superfgd", "particle")
+    assert before.extra[25:].tolist() == [0, 1, 0, 1, 1, 0]
+    after = ShiftParticle()(before, np.random.default_rng(seed))
+    shift = after.voxels["voxels"].index[0] - before.voxels["voxels"].index[0]
+    assert shift.any()
+    expected = np.array([0, 0, 80]) - shift
+    assert after.extra[25:] == pytest.approx(wall_numbers(expected.clip(0, 80), SIZE, VOLUME), abs=1e-6)
+
+
+def test_hits_at_the_edge_are_counted_after_a_shift():
+    """A plane of hits in the last voxels but one: at the edge only if it moved there."""
+    index = np.array([[118, y, z] for y in range(50, 54) for z in range(50, 55)] + [[100, 50, 50]], np.int32)
+    hits = Hits(index, np.zeros(len(index), np.int32), np.ones(len(index), np.float32))
+    extra = np.concatenate([cluster_numbers(index, hits.charge, SIZE, 0.0), np.full(6, 0.5)]).astype(np.float32)
+    event = crop().replace(voxels={"voxels": hits}, extra=extra)
+    found = set()
+    for seed in range(20):
+        after = ShiftParticle()(event, np.random.default_rng(seed))
+        there = after.voxels["voxels"].index[0, 0] == 119
+        assert after.extra[COLUMNS["superfgd"].index("at_edge")] == pytest.approx(20 / 21 if there else 0.0)
+        found.add(bool(there))
+    assert found == {True, False}
+
+
 def test_walls_turn_with_the_particle():
     columns = COLUMNS["superfgd"]
     before = crop()
