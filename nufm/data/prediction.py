@@ -69,6 +69,11 @@ class StreamPrediction:
     value: dict[str, Tensor]
 
 
+# GeV/c; below, a transverse momentum says nothing: the motion of the nucleon that was hit gives every event that much
+# (Fermi momentum of lead 0.265 GeV/c: E. J. Moniz et al., Phys. Rev. Lett. 26 (1971) 445), and nothing else gives the
+# visible momentum of a νµ or νe charged current any, unless charm decays into neutrinos.
+LEAST_TRANSVERSE = 0.3
+
 # Quantities that are predicted of whole events -> what they are, and their unit.
 QUANTITIES = {
     "visible": ("visible momentum", "GeV/c"),

@@ -1,8 +1,8 @@
 """What predictions of whole events are worth: classes, momenta, vertex.
 
 Classes are scored by one-vs-rest AUC and by the confusion matrix of the most probable class; momenta by their size
-|p| (median and IQR of the residual, σ_MAD of the fractional one), the vertex by its distance from the truth. All of
-them also for the events of each true flavour alone.
+|p| (median and IQR of the residual, σ_MAD of the fractional one, of missing p_T above the Fermi momentum), the vertex
+by its distance from the truth. All of them also for the events of each true flavour alone.
 
 Shape legend: B events, K classes.
 """
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from nufm.checkpoint import Pretrained
-from nufm.data.prediction import QUANTITIES, StreamEventPrediction
+from nufm.data.prediction import LEAST_TRANSVERSE, QUANTITIES, StreamEventPrediction
 from nufm.data.streams import StreamEvent
 from nufm.data.tasks import EventTask, task_named
 from nufm.metrics import Calibration, CertaintyAUC, ConfusionScores, Distances, OneVsRest, Residuals
 
 PLACES = ("vertex",)  # quantities that are points in space; the others are momenta, scored by their size
-LEAST = 0.1  # GeV/c: neutrinos come along z, so that without losses the true p_T is 0 but for rounding
+LEAST = 0.1  # GeV/c: a residual is no fraction of a momentum that is hardly there; of missing p_T, LEAST_TRANSVERSE
 MOMENTA = tuple(name for name in QUANTITIES if name not in PLACES)
 
 
@@ -147,7 +147,7 @@ class EventEvaluation:
 
 def _residuals(name: str, reco: Tensor, true: Tensor) -> dict[str, Tensor]:
     reco, true = (v.norm(dim=1) if v.dim() > 1 else v for v in (reco, true))
-    metric = Residuals(LEAST)
+    metric = Residuals(LEAST_TRANSVERSE if name == "missing_pt" else LEAST)
     there = true > 0 if name == "lepton" else torch.ones_like(true, dtype=torch.bool)  # neutral currents have none
     metric.update(reco[there], true[there])
     return metric.compute()

@@ -11,6 +11,7 @@ from typing import Any
 
 from nufm.checkpoint import Pretrained
 from nufm.data.event import Event
+from nufm.data.prediction import LEAST_TRANSVERSE
 from nufm.data.streams import StreamEvent
 from nufm.evaluation.event_scores import EventEvaluation, check_events
 from nufm.evaluation.scores import Evaluation, Example, batches, check, evaluate
@@ -124,8 +125,10 @@ def _draw_events(found: Mapping[str, Any], collected: EventEvaluation, folder: P
             HEADS[name]: tuple((v.norm(dim=1) if v.dim() > 1 else v).numpy() for v in pair[:2])
             for name, pair in values.items()
         }
+        above = {"missing_pt": f" above {LEAST_TRANSVERSE} GeV/c"}
         notes = {
-            HEADS[name]: f"σ_MAD {rounded(rows['all']['sigma_mad'], 3)}" for name, rows in found["quantities"].items()
+            HEADS[name]: f"σ_MAD {rounded(rows['all']['sigma_mad'], 3)}{above.get(name, '')}"
+            for name, rows in found["quantities"].items()
         }
         reconstructed(sizes, folder / "momenta.png", "GeV/c", title(found), notes, group=group, names=flavours)
         written[HEADS[list(found["quantities"])[-1]]] = ["momenta.png"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nufm.data.prediction import QUANTITIES
+from nufm.data.prediction import LEAST_TRANSVERSE, QUANTITIES
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -179,11 +179,18 @@ def event_sections(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, rows in found["quantities"].items():
         what, unit = QUANTITIES[name]
         which = "; events that have one" if name == "lepton" else ""
-        parts.append((HEADS[name], f"Size of the {what}, in {unit}{which}.\n\n{quantity_table(rows)}"))
+        text = f"Size of the {what}, in {unit}{which}.\n\n{quantity_table(rows)}"
+        if name == "missing_pt":
+            text += (
+                f"\nFractional median and σ_MAD are of the {rows['all']['fractional_count']:,} events with a true "
+                f"value above {LEAST_TRANSVERSE} GeV/c: below is the Fermi motion of the nucleon that was hit, the only "
+                "missing p_T of νµ CC and νe CC in which nothing decays into neutrinos.\n"
+            )
+        parts.append((HEADS[name], text))
     if found["quantities"]:
         note = (
             "Residuals are reconstructed minus true; σ_MAD = 1.4826 · median|r - median r|, r = residual / true, of "
-            "events with more than 0.1 GeV/c.\n"
+            f"events with more than 0.1 GeV/c (missing p_T: {LEAST_TRANSVERSE} GeV/c).\n"
         )
         parts[-1] = (parts[-1][0], f"{parts[-1][1]}\n{note}")
     if "vertex" in found:

@@ -11,8 +11,8 @@ talk of F. Cufino (NPML 2026): everything but the starting weights is the same w
     vertex                 mean square of z-scores
 
 H is the mean Huber loss (δ = 1), MADN = 1.4826 · median|q - median q|, τ the 5 % quantile of the training events that
-have such a momentum (more than 0.1 GeV/c: without losses the visible p_T of a charged current is 0). The terms are
-balanced by uncertainty weights within [0.3, 5].
+have such a momentum: p_T above 0.3 GeV/c (of a νµ or νe charged current the visible p_T is the Fermi motion of the
+nucleon alone), a lepton above 0.1 GeV/c. The terms are balanced by uncertainty weights within [0.3, 5].
 
 Shape legend: B events.
 """
@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nufm.data.prediction import LEAST_TRANSVERSE
 from nufm.data.streams import StreamBatch
 from nufm.methods.calorimeter_losses import BoundedWeights
 from nufm.methods.finetuning import FineTuning
@@ -40,7 +41,7 @@ LEPTON, NO_LEPTON = 0.5, 0.05
 WEIGHTS = (0.3, 1.0, 5.0)  # least, at the beginning, largest
 WEIGHT_RATE = 0.1  # rate of the weights' own parameters over that of the heads, as in the public pretraining
 MADN = 1.4826
-LEAST = 0.1  # GeV/c
+LEAST = 0.1  # GeV/c, of a lepton; of transverse momenta LEAST_TRANSVERSE
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def fit_scales(truth: Mapping[str, np.ndarray]) -> Scales:
     """The scales of events with these truths.
 
     A quantity that is missing or unknown in all events gets the scale 1, and so does one without any spread; the lepton
-    is scaled by the events that have one, and τ is of those with a momentum above 0.1 GeV/c.
+    is scaled by the events that have one, and τ is of those with p_T above ``LEAST_TRANSVERSE``, or a lepton above 0.1
+    GeV/c.
 
     Args:
         truth: some of visible, jet, lepton and vertex, float (n, 3), NaN unknown.
@@ -82,9 +84,9 @@ def fit_scales(truth: Mapping[str, np.ndarray]) -> Scales:
         p_t = np.hypot(p[:, 0], p[:, 1])
         if i < len(MOMENTA):
             momentum[i] = [_robust_log(p_t), _robust_log(p[:, 2])]
-        size = p_t if i < len(MOMENTA) else np.linalg.norm(p, axis=1)
-        if (size > LEAST).any():
-            gate[i] = np.quantile(size[size > LEAST], 0.05)
+        size, least = (p_t, LEAST_TRANSVERSE) if i < len(MOMENTA) else (np.linalg.norm(p, axis=1), LEAST)
+        if (size > least).any():
+            gate[i] = np.quantile(size[size > least], 0.05)
     vertex, places = np.stack([np.zeros(3), np.ones(3)]), _known(truth.get("vertex"))
     if len(places):
         spread = places.std(0)

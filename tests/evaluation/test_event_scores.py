@@ -100,6 +100,22 @@ def test_tables_hold_the_numbers():
     assert "| all | 20 |" in text, "leptons of the charged currents"
 
 
+def test_the_fermi_motion_of_a_nucleon_is_no_missing_momentum():
+    """Missing p_T of 0.28 GeV/c, below the floor, found as 5: no fraction of it counts; a jet of 0.28 GeV/c does."""
+    still = {"visible": np.array([0.28, 0.0, 100.0], np.float32), "jet": np.array([0.28, 0.0, 0.0], np.float32)}
+    events = [labelled(1), labelled(1), labelled(0, **still)]
+    predictions = [predicted(e, 1, 1.1) for e in events]
+    predictions[2].value["missing_pt"] = np.float32(5.0)
+    found, _ = scored(events, predictions)
+    missing, jet = (found["quantities"][name]["all"] for name in ("missing_pt", "jet"))
+    assert missing["count"] == jet["count"] == jet["fractional_count"] == 3 and missing["fractional_count"] == 2
+    assert missing["fractional_median"] == pytest.approx(0.1, abs=1e-5) and missing["sigma_mad"] < 1e-5
+    alone = found["quantities"]["missing_pt"]["νµ CC"]
+    assert alone["count"] == 1 and alone["fractional_count"] == 0 and alone["sigma_mad"] is None
+    text = summary({**found, "simulated": True})
+    assert "of the 2 events with a true value above 0.3 GeV/c: below is the Fermi motion" in text
+
+
 def test_an_event_without_labels_is_refused():
     collected = EventEvaluation(task_named("fasercal"), CLASSES)
     with pytest.raises(ValueError, match=r"event 3: the task 'fasercal' needs the truth 'flavour', found \[\]"):

@@ -159,9 +159,18 @@ def test_scales_against_scipy():
     charged = truth["lepton"][np.abs(truth["lepton"]).sum(1) > 0]
     assert len(charged) == 375
     np.testing.assert_allclose(scales.component[2], median_abs_deviation(charged, scale="normal"), rtol=1e-4)
-    assert scales.gate[0] == pytest.approx(np.quantile(p_t[p_t > 0.1], 0.05))
+    assert scales.gate[0] == pytest.approx(np.quantile(p_t[p_t > 0.3], 0.05))
     assert scales.gate[2] == pytest.approx(np.quantile(np.linalg.norm(charged, axis=1), 0.05))
     np.testing.assert_allclose(scales.vertex, [truth["vertex"].mean(0), truth["vertex"].std(0)])
+
+
+def test_gates_of_transverse_momenta_are_above_the_fermi_motion():
+    """Half of the events have the nucleon's motion alone, which must not become the scale of p_T; a lepton may be
+    that soft."""
+    sizes = np.concatenate([np.full(50, 0.25), np.linspace(1.0, 2.0, 50)])
+    momenta = np.column_stack([sizes, np.zeros(100), np.zeros(100)])
+    gate = fit_scales(dict.fromkeys(("visible", "jet", "lepton"), momenta)).gate
+    assert gate[:2] == pytest.approx(np.quantile(sizes[50:], 0.05)) and gate[2] == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])
