@@ -100,12 +100,15 @@ class ParticleClassification(FineTuning):
         return F.cross_entropy(logits[known], target[known], label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: StreamBatch, batch_idx: int) -> None:
+        """``val/loss`` is the mean of all particles that have a class, whatever batches they come in."""
         target = self.task.targets(batch.truth, batch.names)[LABEL]
         probability = self.network.predict(batch).probability[LABEL]
         self.scores.update(probability.argmax(1), target)
         self.certainty.update(probability, target)
-        loss = F.nll_loss(probability.clamp(min=1e-12).log(), target, ignore_index=-1)
-        self.log("val/loss", loss, batch_size=batch.n_events, sync_dist=True)
+        known = target >= 0
+        loss = F.nll_loss(probability[known].clamp(min=1e-12).log(), target[known], reduction="sum")
+        n = int(known.sum())  # without any the mean is 0, with no weight; all processes log
+        self.log("val/loss", loss / max(1, n), batch_size=n, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         found = self.scores.compute()

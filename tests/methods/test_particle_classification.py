@@ -147,6 +147,30 @@ def test_a_small_training_learns_what_can_be_learnt(data, together):
     assert scores["val/accuracy"] > 0.9 and scores["val/loss"] < 0.7 and scores["train/gradient_norm"] > 0
 
 
+def test_validation_is_of_the_particles_that_have_a_class(tmp_path):
+    """Batches of 4: one without a class, one with one, one with four. The loss is the mean of these five."""
+    particles = [-1, -1, -1, -1, 2, -1, -1, -1, 0, 1, 2, 3]
+    events = [event(i, abs(p)).replace(truth={"particle": np.array(p)}) for i, p in enumerate(particles)]
+    records = [
+        {
+            "hits/voxels/index": e.voxels["voxels"].index,
+            "hits/voxels/charge": e.voxels["voxels"].charge,
+            "truth/particle": e.truth["particle"],
+            "group": i,
+        }
+        for i, e in enumerate(events)
+    ]
+    write_events(tmp_path / "val" / "particles.h5", records, {"detector": "superfgd"})
+    model = method().eval()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    found = trainer.validate(model, datamodule=StreamDataModule(str(tmp_path), batch_size=4, transforms=[]))[0]
+    batch = StreamBatch.from_events([e for e in events if e.truth["particle"] >= 0])
+    with torch.no_grad():
+        probability = model.network.predict(batch).probability["particle"]
+    wanted = -probability[range(5), [2, 0, 1, 2, 3]].log().mean()
+    assert found["val/loss"] == pytest.approx(float(wanted), rel=1e-5)
+
+
 def test_rates_of_a_transfer(data):
     """What begins anew has the full rate, the last copied block less by a factor per layer behind it."""
     model = method("full", learning_rate=1.0, layer_decay=0.5)
