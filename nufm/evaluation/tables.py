@@ -183,8 +183,8 @@ def event_sections(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         if name == "missing_pt":
             text += (
                 f"\nFractional median and σ_MAD are of the {rows['all']['fractional_count']:,} events with a true "
-                f"value above {LEAST_TRANSVERSE} GeV/c: below is the Fermi motion of the nucleon that was hit, the only "
-                "missing p_T of νµ CC and νe CC in which nothing decays into neutrinos.\n"
+                f"value above {LEAST_TRANSVERSE} GeV/c: below is the Fermi motion of the nucleon that was hit, the "
+                "only missing p_T of νµ CC and νe CC in which nothing decays into neutrinos.\n"
             )
         parts.append((HEADS[name], text))
     if found["quantities"]:
