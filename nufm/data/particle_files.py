@@ -84,7 +84,7 @@ def ensure_particles(
 
 def _simulate_superfgd(folder: Path, numbers: Mapping[str, int], seed: int, workers: int | None, show: bool) -> None:
     from nufm.simulation.dataset import STREAMS  # imported here: they bring Numba
-    from nufm.simulation.fasercal.dataset import write_events
+    from nufm.simulation.fasercal.writer import write_events
     from nufm.simulation.progress import SimulationProgress
     from nufm.simulation.superfgd.dataset import attributes, simulate_records
     from nufm.simulation.superfgd.event import SuperFGDSpec
@@ -136,7 +136,7 @@ def convert_particles(
         FileNotFoundError: the path names nothing.
         FileExistsError: ``out`` is there, and ``overwrite`` is not set.
     """
-    from nufm.simulation.fasercal.dataset import write_events  # imported here: it brings Numba
+    from nufm.simulation.fasercal.writer import write_events  # imported here: only writing needs it
 
     said: dict[str, object] = {"detector": _detector(sample)}
     if sample == "superfgd":

@@ -104,7 +104,7 @@ def _reader(paths: str | Path | list[str | Path], origin_mm: Origin = (0.0, 0.0,
 
 def _write(reader: StreamReader, rows: Sequence[int], out: Path, each: Callable[[], None] | None) -> None:
     """One HDF5 file of the events ``rows``."""
-    from nufm.simulation.fasercal.dataset import write_events  # imported here: it brings Numba
+    from nufm.simulation.fasercal.writer import write_events  # imported here: only writing needs it
 
     temporary = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
     try:

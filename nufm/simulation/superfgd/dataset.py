@@ -12,8 +12,8 @@ from pathlib import Path
 
 from nufm.simulation import dataset
 from nufm.simulation.dataset import PRODUCER
-from nufm.simulation.fasercal.dataset import write_events
 from nufm.simulation.fasercal.workers import in_order
+from nufm.simulation.fasercal.writer import write_events
 from nufm.simulation.progress import SimulationProgress
 from nufm.simulation.superfgd.event import DETECTOR, SuperFGDSpec, simulate_event
 
