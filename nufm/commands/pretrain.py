@@ -15,6 +15,7 @@ from nufm.checkpoint import check_compatible, from_pretrained, save_pretrained
 from nufm.cli import REPOSITORY, RunCLI, run
 from nufm.commands.inputs import check_labels, run_folder, take_transforms
 from nufm.data.event import MOTIF_NAMES, PID_NAMES
+from nufm.data.streams import HIT_TRUTH
 from nufm.methods.event_probe import truth_of
 from nufm.methods.linear_probe import OnlineProbe, ProbeSettings
 from nufm.methods.masked_calorimeter import MaskedCalorimeter
@@ -104,6 +105,8 @@ class PretrainCLI(RunCLI):
         data = self.datamodule
         if data.root == "simulated" or data.root.startswith("hf://"):
             return
+        if isinstance(self.model, MaskedCalorimeter):
+            self.check_truth()
         for split, remedy in self.splits().items():
             if split != "train":
                 try:
@@ -113,6 +116,14 @@ class PretrainCLI(RunCLI):
                         check_labels(data.reader(split), ["motif"], remedy)
                 except ValueError as error:
                     raise ValueError(f"{split} events: {error}\n{remedy}") from None
+
+    def check_truth(self) -> None:
+        """Refuse training events without the truth of hits that the method learns from."""
+        event, stream = self.datamodule.reader("train")[0], self.model.encoder.calorimeter.stream
+        hits = event.voxels.get(stream)
+        if hits is not None and len(hits):
+            found = [label for label in HIT_TRUTH if getattr(hits, label) is not None]
+            self.model.check_truth(found, f"train events: {event.name}", self.model.hparams.relational > 0)
 
 
 def pretrain(args: Sequence[str] | None = None) -> None:

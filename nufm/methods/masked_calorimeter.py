@@ -23,7 +23,7 @@ Shape legend: B events, T patches, M of them predicted, N hits, S voxels that a 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -167,6 +167,7 @@ class MaskedCalorimeter(LightningModule):
             for head in self.decoder.relational_heads():
                 head.requires_grad_(False)
         self.zero: dict[str, float] = {}  # stream -> standardised charge of an empty voxel; 0 if not named
+        self.seed = 0  # of the run's data, which masks and the draw of pass B follow
 
     # ------------------------------------------------------------------ what is hidden
 
@@ -214,12 +215,20 @@ class MaskedCalorimeter(LightningModule):
         first = stream == self.encoder.calorimeter.stream  # the only one with ghosts
         if self.hparams.ghosts == "as_input" or not first or len(hits) == 0:
             return every
-        if "ghost" not in hits.labels:
-            raise ValueError(
-                f"{batch.names[:1]} …: stream '{stream}' has no field 'ghost', which model.ghosts 'not_reconstructed' "
-                "needs; pretrain without truth: --model.ghosts as_input"
-            )
+        self.check_truth(hits.labels, f"{batch.names[:1]} …", relational=False)
         return hits.labels["ghost"] != 1
+
+    def check_truth(self, labels: Collection[str], where: str, relational: bool) -> None:
+        """ValueError if hits of the calorimeter have ``labels`` that are not all that is learnt from, in pass B if
+        ``relational``."""
+        said = f"{where}: stream '{self.encoder.calorimeter.stream}' has no field"
+        if self.hparams.ghosts == "not_reconstructed" and "ghost" not in labels:
+            remedy = "pretrain without truth: --model.ghosts as_input"
+            raise ValueError(f"{said} 'ghost', which model.ghosts 'not_reconstructed' needs; {remedy}")
+        for label in RELATIONAL if relational else ():
+            if label not in labels:
+                remedy = "the truth of a simulation; pretrain without it: --model.relational 0"
+                raise ValueError(f"{said} '{label}', which relational pretraining learns from {remedy}")
 
     def reconstruction_losses(self, batch: StreamBatch, masked: Masked, said: Mapping[str, Voxels]) -> dict:
         """Terms of pass A; 0 where nothing was hidden."""
@@ -261,12 +270,8 @@ class MaskedCalorimeter(LightningModule):
         """
         stack = self.encoder.calorimeter
         hits = batch.voxels[stack.stream]
-        for label in RELATIONAL:
-            if label not in hits.labels and len(hits):
-                raise ValueError(
-                    f"{batch.names[:1]} …: stream '{stack.stream}' has no field '{label}', which relational "
-                    "pretraining learns from the truth of a simulation; pretrain without it: --model.relational 0"
-                )
+        if len(hits):
+            self.check_truth(hits.labels, f"{batch.names[:1]} …", relational=True)
         shown = masked.patches[stack.stream].select(masked.keep[stack.stream])
         decoded = self.decoder.decode_patches(masked.memory, stack.stream, shown)
         said = self.decoder.patches[stack.stream](decoded, shown.hit_patch, shown.slot, tuple(RELATIONAL))
@@ -323,14 +328,18 @@ class MaskedCalorimeter(LightningModule):
         return total
 
     def validation_step(self, batch: StreamBatch, batch_idx: int) -> None:
-        """The same terms with masks that are the same every time; pass B always, if it is trained at all."""
+        """The same terms with masks that are the same every time; pass B always, if it is trained at all.
+
+        ``val/charge_*`` depends on the batch size: the charge q₀ that voxels are weighted by is the batch's, as it is
+        in training and in the public code. Compare runs of one batch size.
+        """
         terms, _, _ = self.losses(batch, self.hparams.relational > 0)
         shown = {f"val/{name}": term for name, term in terms.items()}
         self.log_dict(shown, batch_size=batch.n_events, sync_dist=True)
 
     def has_pass_b(self, step: int) -> bool:
-        """Whether an optimiser step has pass B: the same in all processes, and after a resume."""
-        draw = counter_uniform(torch.tensor(step), torch.tensor(_counter(True, 0, 3)))
+        """Whether an optimiser step has pass B, by the run's seed: the same in all processes, and after a resume."""
+        draw = counter_uniform(torch.tensor(self.seed), torch.tensor(_counter(True, 0, 3) + step))
         return float(draw) < self.hparams.relational
 
     @torch.no_grad()
@@ -357,8 +366,10 @@ class MaskedCalorimeter(LightningModule):
     # ------------------------------------------------------------------ optimisation
 
     def setup(self, stage: str | None = None) -> None:
-        """Learns from the transforms what an empty voxel looks like."""
-        self.zero = zero_charges(self.trainer.datamodule.transforms, [s.stream for s in self.encoder.stacks])
+        """Learns from the data what an empty voxel looks like, and the seed."""
+        data = self.trainer.datamodule
+        self.zero = zero_charges(data.transforms, [s.stream for s in self.encoder.stacks])
+        self.seed = getattr(data, "seed", 0)
 
     def progress(self) -> float:
         """Share of the training that is done, in [0, 1]."""
@@ -390,9 +401,7 @@ class MaskedCalorimeter(LightningModule):
 
     def on_train_batch_start(self, batch: StreamBatch, batch_idx: int) -> None:
         """Learning rate of this step: a function of the progress alone, without a state to agree with."""
-        rate = self.hparams.learning_rate * warmup_cosine(
-            self.progress(), self.hparams.warmup, self.hparams.rate_floor
-        )
+        rate = self.hparams.learning_rate * warmup_cosine(self.progress(), self.hparams.warmup, self.hparams.rate_floor)
         for group in self.optimizers().param_groups:
             group["lr"] = rate * group["scale"]
         self.log("train/learning_rate", rate)

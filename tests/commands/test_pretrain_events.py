@@ -180,7 +180,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path, tmp_path: Path)
         (["--pretrained", "nothing"], "nothing"),
         (["--pretrained", "{mae}", "--model.decoder.hidden", "3"], "do not fit this run"),
         (["--pretrained", "{mae}", "--model.encoder.latent_depth", "2"], "encoder latent_depth: found 1"),
-        (["--data.root", "{plain}"], "no truth 'flavour'"),
+        (["--data.root", "{plain}", "--model.relational", "0"], "no truth 'flavour'"),
+        (["--data.root", "{plain}", "--report.enabled", "false"], "has no field 'ghost', which relational pretraining"),
+        (["--data.root", "{plain}", "--report.enabled", "false"], "pretrain without it: --model.relational 0"),
+        (
+            ["--data.root", "{plain}", "--model.relational", "0", "--model.ghosts", "not_reconstructed"],
+            "has no field 'ghost', which model.ghosts 'not_reconstructed' needs; pretrain without truth: --model",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_written(

@@ -123,8 +123,12 @@ def test_what_is_hidden_does_not_reach_the_latents():
             break
     other = some.replace(matrices={"ecal": np.full((5, 5), 9.0, np.float32)}, tracks={"muon": np.zeros((1, 5), "f4")})
     assert torch.equal(model.hide(one_batch(other)).latents.feat, masked.latents.feat)
-    visible = some.without("cal3d")  # and what is visible does reach them
-    assert len(model.hide(one_batch(visible)).latents.feat) < len(masked.latents.feat)
+    patches, keep = masked.patches["cal3d"], masked.keep["cal3d"]  # and what is visible does reach them
+    charge = some.voxels["cal3d"].charge.copy()
+    charge[int(patches.hit_rows[keep[patches.hit_patch]][0])] += 1.0
+    other = some.replace(voxels={**some.voxels, "cal3d": some.voxels["cal3d"].replace(charge=charge)})
+    apart = (model.hide(one_batch(other)).latents.feat - masked.latents.feat).abs()
+    assert float(apart.max()) > 1e-3
 
 
 def test_targets_are_the_hidden_patches_hits():
@@ -183,6 +187,32 @@ def test_the_ghost_loss_is_of_all_visible_hits_whatever_share_is_supervised():
         assert abs(float(found[share]["category"]) - float(found[1.0]["category"])) > 1e-4
 
 
+@pytest.mark.parametrize("single_tokens", ["hidden", "all"])
+def test_whose_matrix_and_tracks_are_asked_for(single_tokens: str, monkeypatch):
+    """Those that are there; with 'hidden', those that the encoder did not see alone. Others have no say in the loss."""
+    model, events = small(single_tokens=single_tokens), [event(i, 40) for i in range(12)]
+    events[3], events[7] = events[3].replace(matrices={}), events[7].replace(tracks={})
+    batch = one_batch(*events)
+    masked = model.hide(batch)
+    asked = {}
+    for name in ("matrix", "tracks"):
+        decode = getattr(model.decoder, name)
+
+        def watched(memory, of, name=name, decode=decode):
+            asked[name] = of.tolist()
+            return decode(memory, of)
+
+        monkeypatch.setattr(model.decoder, name, watched, raising=False)
+    model.reconstruction_losses(batch, masked, {})
+    for name, keep, there in (
+        ("matrix", masked.keep_matrix, batch.matrices["ecal"].present),
+        ("tracks", masked.keep_tracks, batch.tracks["muon"].present),
+    ):
+        assert 0 < int((there & keep).sum()) < int(there.sum())
+        wanted = there if single_tokens == "all" else there & ~keep
+        assert asked[name] == wanted.nonzero()[:, 0].tolist()
+
+
 def test_everything_that_is_trained_gets_a_gradient():
     batch = one_batch(*(labelled(i) for i in range(12)))
     for relational in (0.0, 1.0):
@@ -235,6 +265,7 @@ def test_empty_voxels_have_the_charge_that_the_transforms_give_to_none():
         ({"mask_ratio": 1.0}, "mask_ratio is 1.0"),
         ({"relational": -0.1}, "relational is -0.1"),
         ({"ghosts": "no"}, "ghosts is 'no'"),
+        ({"single_tokens": "some"}, "single_tokens is 'some', expected 'hidden' or 'all'"),
     ],
 )
 def test_settings_out_of_range(changes: dict, message: str):
@@ -286,5 +317,8 @@ def test_the_draw_of_pass_b_has_its_share_and_no_state():
     found = [first.has_pass_b(step) for step in range(200)]
     again = small(relational=0.5)
     assert found == [again.has_pass_b(step) for step in range(200)] and 70 < sum(found) < 130
+    again.seed = 1  # another run has other steps
+    other = [again.has_pass_b(step) for step in range(200)]
+    assert 70 < sum(other) < 130 and 70 < sum(a != b for a, b in zip(found, other, strict=True)) < 130
     assert not any(small().has_pass_b(step) for step in range(20))
     assert all(small(relational=1.0).has_pass_b(step) for step in range(20))
