@@ -39,7 +39,8 @@ def test_simulation_starts_no_more_workers_than_the_quota(tmp_path, monkeypatch)
     monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(workers, "_start", lambda: pytest.fail("a process was started"))
     monkeypatch.setattr("nufm.simulation.dataset.simulate_event", lambda spec, seed, stream, index: index)
-    assert list(workers.parallel_events(None, 0, 0, range(40), None)) == list(range(40))
+    found = workers.in_order("nufm.simulation.dataset:simulate_event", (None, 0, 0), range(40), None)
+    assert list(found) == list(range(40))
 
 
 def page_faults(setting: str) -> float:

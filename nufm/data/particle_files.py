@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
 import h5py
-from filelock import FileLock
 
 from nufm.data import particles
-from nufm.data.cache import cache_folder
+from nufm.data.cache import cached, new_folder
 from nufm.data.detector import FOLDER
 from nufm.data.particles import VOLUME, pilarnet_records, read_scintillator, scintillator_files, scintillator_record
 from nufm.data.pilarnet import PILArNetReader
@@ -62,24 +58,13 @@ def ensure_particles(
     crops = (FOLDER / f"{name}.yaml" for name in (*DETECTORS.values(), VOLUME))
     for source in (particles.__file__, __file__, *crops):
         digest.update(Path(source).read_bytes())
-    folder = cache_folder() / "simulated" / f"{sample}-{digest.hexdigest()[:16]}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if folder.is_dir():  # made by another process while this one waited
-            return folder
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        try:
-            if sample == "superfgd":
-                _simulate_superfgd(temporary, numbers, seed, workers, show_progress)
-            else:
-                _simulate_pilarnet(temporary, numbers, seed, workers, show_progress)
-            temporary.chmod(0o755)  # mkdtemp makes it private; a cache may be shared
-            os.rename(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+
+    def make(folder: Path) -> None:
+        with new_folder(folder) as temporary:
+            simulate = _simulate_superfgd if sample == "superfgd" else _simulate_pilarnet
+            simulate(temporary, numbers, seed, workers, show_progress)
+
+    return cached(f"{sample}-{digest.hexdigest()[:16]}", make)
 
 
 def _simulate_superfgd(folder: Path, numbers: Mapping[str, int], seed: int, workers: int | None, show: bool) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from nufm.data.cache import new_folder
 from nufm.data.stream_files import StreamReader
 from nufm.data.stream_hdf5 import Record
 from nufm.data.stream_npz import NPZ_DETECTOR, write_npz
@@ -89,7 +87,7 @@ def to_splits(
     parts = {s: np.flatnonzero(np.isin(group, p)) for s, p in zip(shares, np.split(drawn, ends[:-1]), strict=True)}
     if empty := [split for split, rows in parts.items() if len(rows) == 0]:
         raise ValueError(f"{paths}: {len(reader)} events leave none for {', '.join(empty)}; give it a larger share")
-    with _new_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         for split, rows in parts.items():
             _write(reader, rows, temporary / split / "events.h5", each)
     return {split: len(rows) for split, rows in parts.items()}
@@ -114,28 +112,6 @@ def _write(reader: StreamReader, rows: Sequence[int], out: Path, each: Callable[
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _new_folder(folder: str | Path) -> Iterator[Path]:
-    """A folder to fill, which becomes ``folder`` if nothing goes wrong meanwhile.
-
-    Raises:
-        FileExistsError: the folder is there and not empty.
-    """
-    folder = Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already and not empty; choose another name, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes it private
-        if folder.exists():
-            folder.rmdir()
-        os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _records(reader: StreamReader, rows: Sequence[int], each: Callable[[], None] | None) -> Iterator[Record]:
@@ -194,7 +170,7 @@ def to_npz(
         raise ValueError(
             f"{paths}: events of the detector '{reader.detector}', the npz layout is for '{NPZ_DETECTOR}' only"
         )
-    with _new_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         for i in range(len(reader)):
             record, event = reader.record(i), reader[i]  # the event is made for its checks
             record |= {f"hits/{s}/module": h.module for s, h in event.voxels.items()}

@@ -18,23 +18,21 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
 import numpy as np
-from filelock import FileLock
 
-from nufm.data.cache import cache_folder
+from nufm.data.cache import cached, new_folder
 from nufm.simulation.events import PILARNET_LIKE, Recipe, generate
 from nufm.simulation.medium import LIQUID_ARGON, Medium
 from nufm.simulation.progress import SimulationProgress
 from nufm.simulation.transport import Settings, transport
 from nufm.simulation.truth import LabelRules, Truth, make_truth
 from nufm.simulation.voxels import Lattice, Recombination
+from nufm.simulation.workers import in_order
 
 STREAMS = {"train": 0, "val": 1, "test": 2}
 PRODUCER = "simulated by nufm"
@@ -127,8 +125,6 @@ def simulate_file(
         ValueError: an argument that cannot be meant.
         FileExistsError: the file is there, and ``overwrite`` is not set.
     """
-    from nufm.simulation.workers import parallel_events  # imported here: workers run this module
-
     path, spec = Path(path).expanduser(), spec or SimulationSpec()
     if path.suffix not in (".h5", ".hdf5"):
         raise ValueError(f"{path}: expected a name that ends in .h5 or .hdf5")
@@ -138,7 +134,8 @@ def simulate_file(
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} is there already; choose another name, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    events = parallel_events(spec, seed, stream, range(first, first + n_events), workers)
+    indices = range(first, first + n_events)
+    events = in_order("nufm.simulation.dataset:simulate_event", (spec, seed, stream), indices, workers)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     counts_path = path.with_name(f"{path.stem}_points.npy")
     counts_temporary = temporary.with_name(temporary.name + ".npy")
@@ -208,39 +205,37 @@ def simulate_splits(
         ValueError: an unknown split, or an argument that cannot be meant.
         FileExistsError: the folder is there and not empty.
     """
-    folder = Path(folder).expanduser()
+
+    def simulate(path: Path, n: int, stream: int, first: int) -> None:
+        simulate_file(path, n, seed, workers, spec, stream, first, progress)
+
+    return fill_splits(folder, n_events, simulate, progress)
+
+
+def fill_splits(
+    folder: str | Path,
+    n_events: Mapping[str, int],
+    simulate: Callable[[Path, int, int, int], object],
+    progress: SimulationProgress | None = None,
+) -> Path:
+    """What data sets of all detectors share: splits, each in files of at most ``EVENTS_PER_FILE`` events.
+
+    Args:
+        folder, n_events, progress: as for :func:`simulate_splits`.
+        simulate: makes a file: path, number of events, stream of the split, index of its first event.
+    """
     if unknown := set(n_events) - set(STREAMS):
         raise ValueError(f"unknown split {sorted(unknown)}, expected some of {', '.join(STREAMS)}")
     if not any(n_events.values()) or any(n < 0 for n in n_events.values()):
-        raise ValueError(
-            f"events per split are {dict(n_events)}, expected numbers >= 0 and at least one event"
-        )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already and not empty; choose another name, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
+        raise ValueError(f"events per split are {dict(n_events)}, expected numbers >= 0 and at least one event")
+    with new_folder(folder) as temporary:
         for split, total in n_events.items():
             for number, first in enumerate(range(0, total, EVENTS_PER_FILE)):
                 if progress is not None:
                     progress.describe(f"simulating {split}")
-                simulate_file(
-                    temporary / split / f"simulated_{number:05d}.h5",
-                    min(EVENTS_PER_FILE, total - first),
-                    seed,
-                    workers,
-                    spec,
-                    STREAMS[split],
-                    first,
-                    progress,
-                )
-        temporary.chmod(0o755)  # mkdtemp makes it private; a cache may be shared
-        if folder.exists():
-            folder.rmdir()
-        os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+                path = temporary / split / f"simulated_{number:05d}.h5"
+                simulate(path, min(EVENTS_PER_FILE, total - first), STREAMS[split], first)
+    return Path(folder).expanduser()
 
 
 def ensure_dataset(
@@ -268,22 +263,33 @@ def ensure_dataset(
     spec = spec or SimulationSpec()
     numbers = {split: int(n) for split, n in n_events.items() if n}
     key = json.dumps([spec.to_json(), seed, sorted(numbers.items()), simulation_version()])
-    folder = cache_folder() / "simulated" / hashlib.sha256(key.encode()).hexdigest()[:16]
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if folder.is_dir():  # made by another process while this one waited
-            return folder
+    return ensure_splits(
+        hashlib.sha256(key.encode()).hexdigest()[:16],
+        numbers,
+        lambda folder, progress: simulate_splits(folder, numbers, seed, workers, spec, progress),
+        show_progress,
+    )
+
+
+def ensure_splits(
+    name: str,
+    numbers: Mapping[str, int],
+    simulate: Callable[[Path, SimulationProgress | None], object],
+    show_progress: bool,
+) -> Path:
+    """The data set of a name from the cache; ``simulate(folder, progress)`` makes it first if it is not there."""
+
+    def make(folder: Path) -> None:
         progress = SimulationProgress(sum(numbers.values())) if show_progress else None
         try:
             if progress is not None:
                 progress.start(f"simulating into {folder}")
-            simulate_splits(folder, numbers, seed, workers, spec, progress)
+            simulate(folder, progress)
         finally:
             if progress is not None:
                 progress.stop()
-    return folder
+
+    return cached(name, make)
 
 
 def simulation_version() -> str:

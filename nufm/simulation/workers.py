@@ -1,13 +1,14 @@
-"""Events from several processes, in order.
+"""Results of a function from several processes, in order.
 
-The processes are plain subprocesses that run this module: they work wherever Python does, need no
-``__main__`` guard in the calling script, and import the simulation only, not what the caller has imported.
-They read pickled jobs from standard input and answer on standard output. Jobs are handed out as workers get
-free; the events come back in order.
+The processes are plain subprocesses that run this module: they work wherever Python does, need no ``__main__`` guard in
+the calling script, and import what the function needs only, not what the caller has imported. They read pickled jobs
+from standard input and answer on standard output. Jobs are handed out as workers get free; the results come back in
+order.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import queue
@@ -16,50 +17,45 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from nufm.machine import available_cores
 
-if TYPE_CHECKING:
-    from nufm.simulation.dataset import SimulationSpec
-    from nufm.simulation.truth import Truth
-
-CHUNK = 8  # events per job: small enough to keep workers busy to the end, large enough to hide the pipe
-AHEAD = 8  # jobs per worker that may wait to be written: bounds the memory
+CHUNK = 8  # calls per job: small enough to keep workers busy to the end, large enough to hide the pipe
+AHEAD = 4  # jobs per worker that may wait to be written: bounds the memory
 
 
-def parallel_events(
-    spec: SimulationSpec, seed: int, stream: int, indices: Sequence[int], workers: int | None
-) -> Iterator[Truth]:
-    """The events ``indices`` of a stream, in order, simulated by ``workers`` processes (None: one per core).
+def in_order(function: str, common: tuple, indices: Sequence[int], workers: int | None) -> Iterator[object]:
+    """``function(*common, index)`` for all indices, in order, by ``workers`` processes (None: one per core).
+
+    Args:
+        function: "package.module:name"; everything passed and returned is pickled.
 
     Close the generator to end the processes early.
 
     Raises:
-        ValueError: an event cannot be made from this specification.
-        RuntimeError: a worker process died.
+        ValueError: what the function raises.
+        RuntimeError: a process died.
     """
-    from nufm.simulation.dataset import simulate_event
-
     chunks = [list(indices[i : i + CHUNK]) for i in range(0, len(indices), CHUNK)]
     workers = min(available_cores() if workers is None else workers, len(chunks))
     if workers <= 1:
+        call = _named(function)
         for index in indices:
-            yield simulate_event(spec, seed, stream, index)
+            yield call(*common, index)
         return
-
     jobs: queue.SimpleQueue[tuple[int, list[int]] | None] = queue.SimpleQueue()
     answers: queue.SimpleQueue[tuple[int, object]] = queue.SimpleQueue()
     processes = [_start() for _ in range(workers)]
     threads = [
-        threading.Thread(target=_serve, args=(process, (spec, seed, stream), jobs, answers), daemon=True)
+        threading.Thread(target=_serve, args=(process, (function, common), jobs, answers), daemon=True)
         for process in processes
     ]
     try:
         for thread in threads:
             thread.start()
         submitted = 0
-        waiting: dict[int, list[Truth]] = {}
+        waiting: dict[int, object] = {}
         for wanted in range(len(chunks)):
             while submitted < min(len(chunks), wanted + AHEAD * workers):
                 jobs.put((submitted, chunks[submitted]))
@@ -83,23 +79,22 @@ def parallel_events(
             process.stdout.close()
 
 
+def _named(function: str):
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def _start() -> subprocess.Popen:
     environment = dict(os.environ)
     root = str(Path(__file__).parents[2])  # nufm need not be installed
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     # one thread each: the processes are the parallelism
     environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    return subprocess.Popen(
-        [sys.executable, "-m", "nufm.simulation.workers"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-    )
+    command = [sys.executable, "-m", "nufm.simulation.workers"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
 
-def _serve(
-    process: subprocess.Popen, common: tuple, jobs: queue.SimpleQueue, answers: queue.SimpleQueue
-) -> None:
+def _serve(process: subprocess.Popen, common: tuple, jobs: queue.SimpleQueue, answers: queue.SimpleQueue) -> None:
     """Feeds one process (runs in a thread of the parent)."""
     try:
         pickle.dump(common, process.stdin)
@@ -118,18 +113,17 @@ def _serve(
 
 def _work(requests: BinaryIO, replies: BinaryIO) -> None:
     """What a worker process does until its standard input ends."""
-    from nufm.simulation.dataset import simulate_event
-
     try:
-        spec, seed, stream = pickle.load(requests)
+        function, common = pickle.load(requests)
+        call = _named(function)
         while True:
             try:
                 indices = pickle.load(requests)
             except EOFError:
                 return
             try:
-                answer: object = [simulate_event(spec, seed, stream, index) for index in indices]
-            except ValueError as error:
+                answer: object = [call(*common, index) for index in indices]
+            except (ValueError, RuntimeError) as error:
                 answer = error
             pickle.dump(answer, replies, protocol=pickle.HIGHEST_PROTOCOL)
             replies.flush()

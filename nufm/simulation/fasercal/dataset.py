@@ -11,28 +11,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
-from nufm.data.cache import cache_folder
 from nufm.data.detector import FOLDER
-from nufm.simulation.dataset import EVENTS_PER_FILE, PRODUCER, STREAMS
+from nufm.simulation.dataset import PRODUCER, ensure_splits, fill_splits
 from nufm.simulation.fasercal.deposits import Deposits, make_deposits
 from nufm.simulation.fasercal.generator import Beam, generate
 from nufm.simulation.fasercal.geometry import CAL3D, world_of
 from nufm.simulation.fasercal.readout import Readout
 from nufm.simulation.fasercal.truth import Simulated, detect, event_arrays, event_record
-from nufm.simulation.fasercal.workers import in_order
 from nufm.simulation.fasercal.writer import write_events
 from nufm.simulation.progress import SimulationProgress
+from nufm.simulation.workers import in_order
 
 _ATTEMPTS = 1000
 _HERE = "nufm.simulation.fasercal.dataset"
@@ -165,30 +160,11 @@ def simulate_splits(
         ValueError: an unknown split, or an argument that cannot be meant.
         FileExistsError: the folder is there and not empty.
     """
-    folder = Path(folder).expanduser()
-    if unknown := set(n_events) - set(STREAMS):
-        raise ValueError(f"unknown split {sorted(unknown)}, expected some of {', '.join(STREAMS)}")
-    if not any(n_events.values()) or any(n < 0 for n in n_events.values()):
-        raise ValueError(f"events per split are {dict(n_events)}, expected numbers >= 0 and at least one event")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already and not empty; choose another name, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
-        for split, total in n_events.items():
-            for number, first in enumerate(range(0, total, EVENTS_PER_FILE)):
-                if progress is not None:
-                    progress.describe(f"simulating {split}")
-                path = temporary / split / f"simulated_{number:05d}.h5"
-                many = min(EVENTS_PER_FILE, total - first)
-                simulate_file(path, many, seed, workers, spec, STREAMS[split], first, progress)
-        temporary.chmod(0o755)  # mkdtemp makes it private; a cache may be shared
-        if folder.exists():
-            folder.rmdir()
-        os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+
+    def simulate_one(path: Path, n: int, stream: int, first: int) -> None:
+        simulate_file(path, n, seed, workers, spec, stream, first, progress)
+
+    return fill_splits(folder, n_events, simulate_one, progress)
 
 
 def ensure_dataset(
@@ -214,29 +190,19 @@ def ensure_dataset(
     spec = spec or FASERCalSpec()
     numbers = {split: int(n) for split, n in n_events.items() if n}
     key = json.dumps([spec.to_json(), seed, sorted(numbers.items()), simulation_version(spec.detector)])
-    folder = cache_folder() / "simulated" / f"{spec.detector}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if folder.is_dir():  # made by another process while this one waited
-            return folder
-        progress = SimulationProgress(sum(numbers.values())) if show_progress else None
-        try:
-            if progress is not None:
-                progress.start(f"simulating into {folder}")
-            simulate_splits(folder, numbers, seed, workers, spec, progress)
-        finally:
-            if progress is not None:
-                progress.stop()
-    return folder
+    return ensure_splits(
+        f"{spec.detector}-{hashlib.sha256(key.encode()).hexdigest()[:16]}",
+        numbers,
+        lambda folder, progress: simulate_splits(folder, numbers, seed, workers, spec, progress),
+        show_progress,
+    )
 
 
 def simulation_version(detector: str = "fasercal") -> str:
     """Digest of the files that decide what events look like: this package's sources and the detector's description."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
-    sources = [p for p in here.glob("*.py") if p.stem not in ("__init__", "compiled", "workers", "writer")]
+    sources = [p for p in here.glob("*.py") if p.stem not in ("__init__", "compiled", "writer")]
     sources += [here.parent / "rng.py", FOLDER / f"{detector}.yaml"]
     for source in sorted(sources):
         digest.update(source.name.encode())

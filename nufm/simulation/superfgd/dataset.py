@@ -12,10 +12,10 @@ from pathlib import Path
 
 from nufm.simulation import dataset
 from nufm.simulation.dataset import PRODUCER
-from nufm.simulation.fasercal.workers import in_order
 from nufm.simulation.fasercal.writer import write_events
 from nufm.simulation.progress import SimulationProgress
 from nufm.simulation.superfgd.event import DETECTOR, SuperFGDSpec, simulate_event
+from nufm.simulation.workers import in_order
 
 _HERE = "nufm.simulation.superfgd.dataset"
 
