@@ -21,7 +21,7 @@ ARROWS = {
     "data": {"data", "simulation"},  # simulation only inside functions: see LAZY
     "simulation": {"simulation", "data.cache", "data.detector", "machine"},  # both of data without torch
     "ops": {"ops"},
-    "models": {"models", "ops", "data.event", "data.prediction", "data.streams"},
+    "models": {"models", "ops", "data.event", "data.images", "data.prediction", "data.streams"},
     "metrics": {"metrics"},
     "methods": {"methods", "models", "ops", "data", "metrics"},
     "display": {"display", "data"},

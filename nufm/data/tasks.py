@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nufm.data.event import MOTIF_NAMES, PID_NAMES, POINT_LABELS
+from nufm.data.images import INTERACTION_NAMES
 from nufm.data.particles import PARTICLE_NAMES
 from nufm.data.streams import CHARM_NAMES, FLAVOUR_NAMES, TRUTH
 
@@ -162,7 +163,7 @@ class EventTask:
         found = {}
         for name in (*self.labels, *self.quantities) if wanted is None else wanted:
             if name not in truth:
-                unit = f" ({TRUTH[name][2]})" if TRUTH[name][2] else ""
+                unit = f" ({TRUTH[name][2]})" if name in TRUTH and TRUTH[name][2] else ""
                 raise ValueError(
                     f"{where}the task '{self.name}' needs the truth '{name}'{unit}, found {sorted(truth)}; use events "
                     "with truth, such as simulated ones, or leave it out of network.tasks"
@@ -186,6 +187,8 @@ EVENT_TASKS = {
         EventTask("fasercal", {"flavour": FLAVOUR_NAMES, "charm": CHARM_NAMES}, ("visible", "jet", "lepton", "vertex")),
         EventTask("superfgd", {"particle": PARTICLE_NAMES["superfgd"]}),
         EventTask("pilarnet_particles", {"particle": PARTICLE_NAMES["pilarnet_crop"]}),
+        # Pixel maps (arXiv 2509.08461)
+        EventTask("pixelmaps", {"interaction": INTERACTION_NAMES}),
     )
 }
 KNOWN_TASKS: dict[str, Task | EventTask] = {**TASKS, **EVENT_TASKS}
