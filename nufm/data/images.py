@@ -104,9 +104,7 @@ class ImageEvent:
             if name not in TRUTH:
                 raise ValueError(f"{self.name}: unknown truth '{name}', expected some of {', '.join(TRUTH)}")
             if np.shape(value) != TRUTH[name][0]:
-                raise ValueError(
-                    f"{self.name}: truth '{name}' has shape {np.shape(value)}, expected {TRUTH[name][0]}"
-                )
+                raise ValueError(f"{self.name}: truth '{name}' has shape {np.shape(value)}, expected {TRUTH[name][0]}")
             if name in CLASSES and not -1 <= int(value) < len(CLASSES[name]):
                 raise ValueError(
                     f"{self.name}: truth '{name}' is {int(value)}, expected a class 0 … {len(CLASSES[name]) - 1} "
