@@ -11,9 +11,11 @@ from torch import nn
 
 from nufm.checkpoint.describe import describe_model
 from nufm.checkpoint.files import CONFIG, WEIGHTS
+from nufm.checkpoint.kinds import WORDS
 from nufm.checkpoint.pretrained import Pretrained
 from nufm.data.tasks import task_named
 
+TAGS = {"points": ("lartpc", "point-cloud"), "streams": ("calorimeter",), "images": ("lartpc", "image-classification")}
 NO_LICENCE = "not stated: ask who trained it before you pass it on"
 
 
@@ -32,8 +34,7 @@ def model_card(pretrained: Pretrained, title: str, licence: str | None = None, s
     model, task = pretrained.model, pretrained.task
     parameters = sum(p.numel() for p in model.parameters())
     head = ["---", f"license: {(licence or 'unknown').lower()}", "library_name: nufm", "tags:"]
-    kind = ("calorimeter",) if pretrained.of_streams else ("lartpc", "point-cloud")
-    head += [f"- {tag}" for tag in ("neutrino", *kind, *([task] if task else []))]
+    head += [f"- {tag}" for tag in ("neutrino", *TAGS[pretrained.inputs], *([task] if task else []))]
     parts = ["\n".join([*head, "---"]), f"# {title}", _purpose(pretrained, parameters)]
     parts += ["## Architecture", _table({"part": "parameters"}, _parts(model))]
     described = json.dumps(describe_model(model), indent=1)
@@ -48,7 +49,7 @@ def model_card(pretrained: Pretrained, title: str, licence: str | None = None, s
         }
         parts += ["## Classes", _table({"label": "classes"}, rows)]
     steps = [f"{i + 1}. `{transform!r}`" for i, transform in enumerate(pretrained.transforms)]
-    before = "Before packing:" if pretrained.of_streams else (
+    before = "Before packing:" if pretrained.inputs != "points" else (
         f"Voxels with more than {pretrained.energy_threshold} MeV are kept. Then, before packing on a lattice of "
         f"{pretrained.grid_size} (units of the transformed coordinates):"
     )
@@ -70,7 +71,9 @@ def model_card(pretrained: Pretrained, title: str, licence: str | None = None, s
 def _purpose(pretrained: Pretrained, parameters: int) -> str:
     name = type(pretrained.model).__name__
     if pretrained.task is None:
-        of = "an event with several streams" if pretrained.of_streams else "every voxel of an event"
+        of = {"points": "every voxel of an event", "streams": "an event with several streams", "images": "pixel maps"}[
+            pretrained.inputs
+        ]
         return f"An encoder ({name}, {parameters:,} parameters): features for {of}."
     task = task_named(pretrained.task)
     what = {
@@ -89,10 +92,11 @@ def _parts(model: nn.Module) -> dict[str, str]:
 
 def _usage(pretrained: Pretrained) -> str:
     lines = ["import nufm", "", 'model = nufm.from_pretrained("FOLDER")']
-    if pretrained.of_streams:
+    if pretrained.inputs != "points":
         if pretrained.task is None:
-            lines = ["import nufm", "from nufm.data.stream_files import StreamReader", "", *lines[2:]]
-            return "\n".join([*lines, 'model.features(StreamReader("events.h5")[0])'])
+            module, _, reader = WORDS[pretrained.inputs][1].rpartition(".")
+            lines = ["import nufm", f"from {module} import {reader}", "", *lines[2:]]
+            return "\n".join([*lines, f'model.features({reader}("events.h5")[0])'])
         lines.append('for event in model.predict("events.h5"):  # probability and value: one entry per quantity')
         return "\n".join([*lines, "    print(event.name, event.probability, event.value)"])
     if pretrained.task is None:

@@ -4,8 +4,8 @@ An export is a folder of two files:
 
     model.safetensors   the weights
     config.json         class and constructor arguments of the model (an encoder, or a network with an encoder in it),
-                        task, transforms that events go through before it, how they are selected, edge of a
-                        lattice cell, classes, units, provenance
+                        kind of events it takes, task, transforms that events go through before it, how they are
+                        selected, edge of a lattice cell, classes, units, provenance
 
 Loading an export runs no code from it (see ``nufm.checkpoint.describe``); safetensors holds nothing but arrays.
 Anything else is refused, and so are weights that do not fit. Version 1 of the format held encoders only and is
@@ -28,13 +28,13 @@ import nufm
 from nufm.checkpoint.compatible import flatten
 from nufm.checkpoint.describe import MODELS, TRANSFORMS, build, check_size, describe_model, describe_transform
 from nufm.checkpoint.files import CONFIG, LIGHTNING, MARK, WEIGHTS, find_export, hub_name
+from nufm.checkpoint.kinds import INPUTS, WORDS, inputs_named, inputs_of
 from nufm.checkpoint.panda import load_panda
 from nufm.checkpoint.polarmae import load_polarmae
 from nufm.checkpoint.pretrained import ENERGY_THRESHOLD, Pretrained
 from nufm.checkpoint.weights import check_finite, check_fit, check_types, sha256, tensor_shapes
 from nufm.data.tasks import KNOWN_TASKS, task_named
 from nufm.data.transforms import Transform
-from nufm.models.stream_encoder import StreamEncoder
 
 FORMAT, FORMAT_VERSION = "nufm-model", 2
 FIRST_FORMAT = "nufm-encoder"  # of version 1
@@ -63,7 +63,7 @@ def save_pretrained(
         model: of a class defined in ``nufm.models``.
         transforms: applied to an event before packing (not the augmentations of training).
         grid_size: edge of a lattice cell in the units of the transformed coordinates; None for models of events with
-            several streams, whose lattices are the detector's.
+            several streams, whose lattices are the detector's, and of pixel maps.
         task: what the model predicts, a name of ``nufm.data.tasks.TASKS`` or ``EVENT_TASKS``; None for an encoder.
         classes: label -> names of its classes; those of the task are added if they are not given.
         units: quantity -> unit, e.g. energy: MeV.
@@ -79,13 +79,9 @@ def save_pretrained(
             are not finite.
     """
     folder = Path(folder)
-    of_streams = isinstance(getattr(model, "encoder", model), StreamEncoder)
-    if of_streams != (grid_size is None):
-        raise ValueError(
-            f"{folder}: grid_size is {grid_size} for {type(model).__name__}; models of points have one, models of "
-            "events with several streams do not"
-        )
-    selection = {**({} if of_streams else {"energy_threshold": ENERGY_THRESHOLD}), **(selection or {})}
+    inputs = inputs_of(model)
+    _check_grid(model, grid_size, str(folder))
+    selection = {**({"energy_threshold": ENERGY_THRESHOLD} if inputs == "points" else {}), **(selection or {})}
     _check_selection(selection, str(folder))
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     check_finite(tensors, type(model).__name__)
@@ -98,6 +94,7 @@ def save_pretrained(
         "format_version": FORMAT_VERSION,
         "nufm_version": nufm.__version__,
         "model": describe_model(model, arguments),
+        "inputs": inputs,
         "task": task,
         "transforms": [describe_transform(t) for t in flatten(transforms)],
         "grid_size": None if grid_size is None else float(grid_size),
@@ -170,6 +167,16 @@ def _check_task(model: nn.Module, task: str, classes: Mapping[str, Sequence[str]
         )
 
 
+def _check_grid(model: nn.Module, grid_size: float | None, where: str) -> None:
+    """Models of points are packed on a lattice of their own, others are not."""
+    inputs = inputs_of(model)
+    if (inputs == "points") != (grid_size is not None):
+        raise ValueError(
+            f"{where}: field 'grid_size' is {grid_size!r} for {type(model).__name__}, a model of {WORDS[inputs][0]}; "
+            "expected a number for models of points and null for others"
+        )
+
+
 def _check_selection(selection: Mapping[str, Any], where: str) -> None:
     for name, value in selection.items():
         if name != "energy_threshold" or type(value) not in (int, float) or not 0 <= value < float("inf"):
@@ -205,10 +212,11 @@ def from_pretrained(source: str | Path, map_location: torch.device | str = "cpu"
     config = _read_config(place)
     model = _build_model(config, place.parent)
     transforms = tuple(build(entry, TRANSFORMS, place) for entry in config["transforms"])
-    if isinstance(getattr(model, "encoder", model), StreamEncoder) != (config["grid_size"] is None):
+    _check_grid(model, config["grid_size"], str(place))
+    if (named := inputs_named(config)) != inputs_of(model):
         raise ValueError(
-            f"{place}: field 'grid_size' is {config['grid_size']!r} for {type(model).__name__}, expected a number for "
-            "models of points and null for models of events with several streams"
+            f"{place}: field 'inputs' is {named!r}, but a {type(model).__name__} takes {inputs_of(model)}; expected "
+            "the same of both"
         )
     if config["task"] is not None:
         _check_task(model, config["task"], config["classes"], str(place))
@@ -254,6 +262,8 @@ def _read_config(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path}: field '{name}' is {config.get(name)!r}, expected a {wanted}")
     if config["grid_size"] is not None and not 0 < config["grid_size"] < float("inf"):
         raise ValueError(f"{path}: field 'grid_size' is {config['grid_size']}, expected a positive number")
+    if config.get("inputs", "points") not in INPUTS:
+        raise ValueError(f"{path}: field 'inputs' is {config['inputs']!r}, expected one of {', '.join(INPUTS)}")
     if config.get("task", "") not in (None, *KNOWN_TASKS):
         raise ValueError(
             f"{path}: field 'task' is {config.get('task')!r}, expected null or one of {', '.join(KNOWN_TASKS)}"

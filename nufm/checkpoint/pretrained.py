@@ -1,6 +1,7 @@
 """A model and how to use it: what comes out of :func:`nufm.checkpoint.from_pretrained`.
 
-Models of points say something of every voxel, models of events with several streams something of the whole event.
+Models of points say something of every voxel, models of events with several streams and of pixel maps something of the
+whole event.
 
 Shape legend: N voxels of an event, C classes or channels, B events.
 """
@@ -22,7 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from nufm.checkpoint.describe import rebuilt
+from nufm.checkpoint.kinds import Inputs, check_event, inputs_of
 from nufm.data.event import Event, PointBatch
+from nufm.data.images import ImageBatch, ImageEvent
 from nufm.data.pilarnet import PILArNetReader
 from nufm.data.prediction import EventPrediction, PointPrediction, StreamEventPrediction
 from nufm.data.stream_files import StreamReader
@@ -31,7 +34,8 @@ from nufm.data.tasks import EventTask, Task, task_named
 from nufm.data.transforms import Transform, compose
 
 ENERGY_THRESHOLD = 0.13  # MeV, of Panda's runs: for exports that do not say
-Events = str | Path | Sequence[Event] | Sequence[StreamEvent]
+AnyEvent = Event | StreamEvent | ImageEvent
+Events = str | Path | Sequence[Event] | Sequence[StreamEvent] | Sequence[ImageEvent]
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,7 @@ class Pretrained:
     Attributes:
         model: in evaluation mode: an encoder, or a network with an attribute ``encoder`` and a method ``predict``.
         transforms: what an event goes through, in order, before packing.
-        grid_size: edge of a lattice cell, for ``PointBatch.from_events``; None for models of events with several
-            streams.
+        grid_size: edge of a lattice cell, for ``PointBatch.from_events``; None for models of events that are no points.
         task: what the model predicts, a name of ``nufm.data.tasks.TASKS`` or ``EVENT_TASKS``; None for an encoder.
         classes: label -> names of its classes, in order.
         units: quantity -> unit.
@@ -67,9 +70,14 @@ class Pretrained:
         return getattr(self.model, "encoder", self.model)
 
     @property
+    def inputs(self) -> Inputs:
+        """Which kind of events the model takes."""
+        return inputs_of(self.model)
+
+    @property
     def of_streams(self) -> bool:
-        """Whether the model takes events with several streams, and not points."""
-        return self.grid_size is None
+        """Whether the model takes events with several streams."""
+        return self.inputs == "streams"
 
     @property
     def energy_threshold(self) -> float:
@@ -89,35 +97,43 @@ class Pretrained:
         return tuple(self.classes.get(task.label, task.classes))
 
     def batch(
-        self, events: Sequence[Event] | Sequence[StreamEvent], groups: Sequence[int] | None = None
-    ) -> PointBatch | StreamBatch:
+        self, events: Sequence[AnyEvent], groups: Sequence[int] | None = None
+    ) -> PointBatch | StreamBatch | ImageBatch:
         """The events as the model takes them. An event's seed fixes what its transforms draw at random.
 
         Args:
             events: at least one.
             groups: numbers of consecutive events with several streams that belong together; None: each stands alone.
         """
+        inputs = self.inputs
+        for event in events:
+            check_event(event, inputs, self.source or type(self.model).__name__)
         ready = [_transformed(e, self.transforms) for e in events]
-        if self.of_streams:
+        if inputs == "streams":
             return StreamBatch.from_events(ready, groups)
+        if inputs == "images":
+            return ImageBatch.from_events(ready)
         return PointBatch.from_events(ready, self.grid_size)
 
     @torch.no_grad()
-    def features(self, event: Event | StreamEvent) -> np.ndarray:
+    def features(self, event: AnyEvent) -> np.ndarray:
         """Features of every voxel of one event, in evaluation mode: what the encoder's ``point_features`` gives; of an
-        event with several streams, its ``event_features``.
+        event with several streams or of pixel maps, its ``event_features``.
 
         A voxel that the transforms dropped (another one is in its lattice cell) gets the features of the
         nearest one kept.
 
         Returns:
-            float32 (N, C), rows in the order of ``event``; (C,) of an event with several streams.
+            float32 (N, C), rows in the order of ``event``; (C,) of an event that is no points.
 
         Raises:
             ValueError: the model has no encoder, or is for other events.
         """
-        if self.of_streams:
-            _check_kind(event, self.source)
+        if self.inputs != "points":
+            if not hasattr(self.encoder, "event_features"):
+                raise ValueError(
+                    f"{self.source}: a {type(self.encoder).__name__} has no features of events to show; use predict()"
+                )
             with _evaluating(self.encoder):
                 batch = self.batch([event]).to(_device(self.encoder))
                 return self.encoder.event_features(batch)[0].float().cpu().numpy()
@@ -138,11 +154,13 @@ class Pretrained:
     def predict(
         self, source: Events, batch_size: int = 8, progress: bool = True
     ) -> list[EventPrediction] | list[StreamEventPrediction]:
-        """Predictions for every voxel of every event; or, of a model of events with several streams, for every event.
+        """Predictions for every voxel of every event; or, of a model of events with several streams or of pixel maps,
+        for every event.
 
         Args:
-            source: HDF5 file, folder or glob in the PILArNet-M layout, read with the export's own selection, or of
-                stream files (``nufm.data.stream_files``); or a list of events, taken as they are.
+            source: HDF5 file, folder or glob in the PILArNet-M layout, read with the export's own selection; of stream
+                files (``nufm.data.stream_files``); of pixel maps (``nufm.data.image_files``); or a list of events,
+                taken as they are.
             batch_size: events at a time. What is predicted for an event does not depend on it: weights whose norms go
                 over the whole batch (released PoLAr-MAE) get one event at a time.
             progress: show a bar on the terminal while there is more than one batch.
@@ -166,8 +184,12 @@ class Pretrained:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         if isinstance(source, (str, Path)):
-            if self.of_streams:
+            if self.inputs == "streams":
                 source = StreamReader(source)
+            elif self.inputs == "images":
+                from nufm.data.image_files import ImageReader  # brings Pillow
+
+                source = ImageReader(source)
             else:
                 source = PILArNetReader(source, energy_threshold=self.energy_threshold, min_points=0)
         if getattr(self.encoder, "sees_batch_mates", False):
@@ -183,7 +205,8 @@ class Pretrained:
             task, start = bar.add_task("events", total=len(source)), 0
             for sizes in batches:
                 events = [source[i] for i in range(start, start + sum(sizes))]
-                yield from self._predict_streams(events, sizes) if self.of_streams else self._predict(events)
+                points = self.inputs == "points"
+                yield from self._predict(events) if points else self._predict_events(events, sizes)
                 bar.advance(task, len(events))
                 start += len(events)
 
@@ -206,9 +229,9 @@ class Pretrained:
         return predictions
 
     @torch.no_grad()
-    def _predict_streams(self, events: list[StreamEvent], groups: Sequence[int]) -> list[StreamEventPrediction]:
-        for event in events:
-            _check_kind(event, self.source)
+    def _predict_events(
+        self, events: list[StreamEvent] | list[ImageEvent], groups: Sequence[int]
+    ) -> list[StreamEventPrediction]:
         with _evaluating(self.model):
             found = self.model.predict(self.batch(events, groups).to(_device(self.model)))
         probability, value = (
@@ -259,14 +282,6 @@ def untrained_twin(model: nn.Module, seed: int) -> nn.Module:
         torch.default_generator.manual_seed(seed)
         twin = rebuilt(model).eval()
     return twin.to(_device(model))
-
-
-def _check_kind(event: object, source: str) -> None:
-    if not isinstance(event, StreamEvent):
-        raise ValueError(
-            f"{source}: the model takes events with several streams, found a {type(event).__name__}; read them with "
-            "nufm.data.stream_files.StreamReader"
-        )
 
 
 def _whole_groups(n: int, size: int, group: np.ndarray | None) -> list[list[int]]:

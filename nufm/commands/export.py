@@ -14,12 +14,12 @@ import yaml
 from nufm.checkpoint import Pretrained, from_pretrained, model_card, save_pretrained
 from nufm.checkpoint.describe import MODELS, TRANSFORMS, build, check_size
 from nufm.checkpoint.export import predicted_classes
+from nufm.checkpoint.kinds import inputs_of
 from nufm.checkpoint.weights import check_finite, check_fit, check_types, read_pickled
 from nufm.commands.inputs import main, run_folder
 from nufm.data.stream_datamodule import StreamDataModule
 from nufm.data.transforms import event_transforms
 from nufm.models.segmenter import Segmenter
-from nufm.models.stream_encoder import StreamEncoder
 from nufm.running.checkpointing import newest_checkpoint, verify
 from nufm.running.folder import write_atomic
 
@@ -167,11 +167,15 @@ def from_run(run: Path, checkpoint: Path, branch: Literal["teacher", "student"] 
     check_types(tensors, model.state_dict(), checkpoint)
     check_finite(tensors, str(checkpoint))
     model.load_state_dict(tensors)
-    of_streams = isinstance(getattr(model, "encoder", model), StreamEncoder)
+    inputs = inputs_of(model)
     given = data.get("transforms")
     if given is not None:
         transforms = [build(_description(entry), TRANSFORMS, where) for entry in given]
-    elif of_streams:
+    elif inputs == "images":
+        from nufm.data.image_datamodule import ImageDataModule  # brings Pillow
+
+        transforms = ImageDataModule().transforms
+    elif inputs == "streams":
         transforms = StreamDataModule(**{k: data[k] for k in FOUND_BY if k in data}).transforms
     else:
         transforms = event_transforms(data["grid_size"])
@@ -181,11 +185,11 @@ def from_run(run: Path, checkpoint: Path, branch: Literal["teacher", "student"] 
     return Pretrained(
         model=model.eval(),
         transforms=tuple(transforms),
-        grid_size=None if of_streams else float(data["grid_size"]),
+        grid_size=float(data["grid_size"]) if inputs == "points" else None,
         task=task,
         classes={} if task is None else predicted_classes(model, task),
         units={"energy": "MeV", "momentum": "GeV/c", "vertex": "mm"},
-        selection={} if of_streams else {"energy_threshold": data["energy_threshold"]},
+        selection={"energy_threshold": data["energy_threshold"]} if inputs == "points" else {},
         extra={
             "method": config["model"]["class_path"],
             **({"regime": method.get("regime")} if part == "network" else {"branch": branch}),

@@ -24,10 +24,10 @@ from rich.console import Console
 from nufm.checkpoint import Pretrained, from_pretrained
 from nufm.checkpoint.describe import describe_transform
 from nufm.checkpoint.files import CONFIG, find_export
+from nufm.checkpoint.kinds import WORDS, Inputs, inputs_named
 from nufm.data.datamodule import EventDataModule, PointDataModule
 from nufm.data.pilarnet import NO_LABELS, PILArNetReader
 from nufm.data.stream_datamodule import StreamDataModule
-from nufm.data.stream_files import StreamReader
 from nufm.data.transforms import Transform
 from nufm.machine import available_cores, keep_freed_memory
 from nufm.running.folder import environment, git_state
@@ -40,8 +40,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Arguments of data modules that say how they train, and those that come with the weights.
 TRAINING = {"augment", "lattice", "views", "batch_size", "max_events", "subset_seed", "max_eval_events"}
+OF_THIS_MACHINE = {"num_workers"}  # of a run, not of its events
 OF_THE_WEIGHTS = {"transforms", "grid_size", "energy_threshold"}
-OF_STREAMS = ("sample", "together", "min_voxels", "origin_mm")  # arguments of StreamDataModule alone that are kept
 
 
 def command_parser(usage: str, settings: type, data: type[EventDataModule] = PointDataModule) -> ArgumentParser:
@@ -142,10 +142,19 @@ def data_module_of(args: Sequence[str]) -> type[EventDataModule]:
                 continue  # the parser says what is wrong with it
     try:
         place = find_export(given[-1])
-        of_streams = place.name == CONFIG and json.loads(place.read_text(encoding="utf-8")).get("grid_size", 0) is None
+        named = inputs_named(json.loads(place.read_text(encoding="utf-8"))) if place.name == CONFIG else "points"
     except (OSError, ValueError, IndexError, AttributeError, TypeError):
-        return PointDataModule  # whoever opens it says what is wrong with it
-    return StreamDataModule if of_streams else PointDataModule
+        named = "points"  # whoever opens it says what is wrong with it
+    return data_module(named)
+
+
+def data_module(inputs: Inputs | str) -> type[EventDataModule]:
+    """The data module of a kind of events; the one of points for a kind that there is not."""
+    if inputs == "images":
+        from nufm.data.image_datamodule import ImageDataModule  # brings Pillow
+
+        return ImageDataModule
+    return StreamDataModule if inputs == "streams" else PointDataModule
 
 
 def _value_of(flag: str, arg: str, after: Sequence[str]) -> list[str]:
@@ -189,9 +198,8 @@ def run_data(checkpoint: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{folder / 'config.yaml'}: not valid YAML ({error})") from error
     settings = ((config or {}).get("data") or {}).get("init_args") or {}
-    taken = ("root", "splits", "seed", "energy_threshold", "min_points", *OF_STREAMS)
-    simulated = ("n_train", "n_val", "n_test", "simulation_seed", "simulation_workers")
-    return {k: settings[k] for k in (*taken, *simulated) if k in settings}
+    left_out = TRAINING | OF_THIS_MACHINE | OF_THE_WEIGHTS - {"energy_threshold"}
+    return {k: v for k, v in settings.items() if k not in left_out}
 
 
 def open_data(settings: Namespace | dict, pretrained: Pretrained) -> EventDataModule:
@@ -202,10 +210,11 @@ def open_data(settings: Namespace | dict, pretrained: Pretrained) -> EventDataMo
             settings of points for weights of events with several streams.
     """
     chosen = settings.as_dict() if isinstance(settings, Namespace) else dict(settings)
-    if pretrained.of_streams and "min_points" in chosen:
+    if pretrained.inputs != "points" and "min_points" in chosen:
         raise ValueError(
-            f"{pretrained.source}: holds a {type(pretrained.model).__name__}, whose events have several streams; this "
-            "command is for points. Its probes are in the report of its pretraining"
+            f"{pretrained.source}: holds a {type(pretrained.model).__name__}, which takes "
+            f"{WORDS[pretrained.inputs][0]}; this command is for points."
+            + " Its probes are in the report of its pretraining" * pretrained.of_streams
         )
     given, grid_size = chosen.pop("transforms", None), chosen.pop("grid_size", None)
     differs = []
@@ -219,8 +228,8 @@ def open_data(settings: Namespace | dict, pretrained: Pretrained) -> EventDataMo
             f"{pretrained.source}: the events would be prepared otherwise than in training. {'; '.join(differs)}. "
             "Leave data.transforms and data.grid_size out: they come with the weights"
         )
-    if pretrained.of_streams:
-        return StreamDataModule(**chosen, transforms=list(pretrained.transforms))
+    if pretrained.inputs != "points":
+        return data_module(pretrained.inputs)(**chosen, transforms=list(pretrained.transforms))
     if chosen.get("energy_threshold") is None:
         chosen["energy_threshold"] = pretrained.energy_threshold
     return PointDataModule(**chosen, transforms=list(pretrained.transforms), grid_size=pretrained.grid_size)
@@ -286,7 +295,7 @@ def choose_device(name: str, threads: int | None) -> torch.device:
 
 
 def provenance(
-    pretrained: Pretrained, data: EventDataModule, readers: Mapping[str, PILArNetReader | StreamReader]
+    pretrained: Pretrained, data: EventDataModule, readers: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Weights, files, commit and machine, for the JSON of a result.
 
@@ -296,9 +305,10 @@ def provenance(
         readers: split or name -> its events.
     """
     here = environment()
-    if pretrained.of_streams:
+    selection: dict[str, Any] = {}
+    if pretrained.inputs == "streams":
         selection = {"min_voxels": data.min_voxels}
-    else:
+    elif pretrained.inputs == "points":
         selection = {
             "energy_threshold": data.energy_threshold,
             "energy_threshold_of_the_weights": pretrained.energy_threshold,

@@ -1,8 +1,9 @@
 """What predictions of whole events are worth: classes, momenta, vertex.
 
-Classes are scored by one-vs-rest AUC and by the confusion matrix of the most probable class; momenta by their size
-|p| (median and IQR of the residual, σ_MAD of the fractional one, of missing p_T above the Fermi momentum), the vertex
-by its distance from the truth. All of them also for the events of each true flavour alone.
+Classes are scored by one-vs-rest AUC and by the confusion matrix of the most probable class: its rows divided by their
+sums are efficiencies, its columns purities. Momenta are scored by their size |p| (median and IQR of the residual, σ_MAD
+of the fractional one, of missing p_T above the Fermi momentum), the vertex by its distance from the truth, both also
+for the events of each true flavour alone. Events of several sub-detectors and pixel maps go the same way.
 
 Shape legend: B events, K classes.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nufm.checkpoint import Pretrained
+from nufm.data.images import ImageEvent
 from nufm.data.prediction import LEAST_TRANSVERSE, QUANTITIES, StreamEventPrediction
 from nufm.data.streams import StreamEvent
 from nufm.data.tasks import EventTask, task_named
@@ -24,6 +26,7 @@ from nufm.metrics import Calibration, CertaintyAUC, ConfusionScores, Distances, 
 
 PLACES = ("vertex",)  # quantities that are points in space; the others are momenta, scored by their size
 LEAST = 0.1  # GeV/c: a residual is no fraction of a momentum that is hardly there; of missing p_T, LEAST_TRANSVERSE
+WholeEvent = StreamEvent | ImageEvent
 MOMENTA = tuple(name for name in QUANTITIES if name not in PLACES)
 
 
@@ -55,7 +58,7 @@ class EventEvaluation:
         # Quantity -> predicted and true value, and flavour, of every event that has a truth.
         self._pairs: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
 
-    def add(self, events: Sequence[StreamEvent], predictions: Sequence[StreamEventPrediction]) -> None:
+    def add(self, events: Sequence[WholeEvent], predictions: Sequence[StreamEventPrediction]) -> None:
         """Add events and what was predicted for them.
 
         Raises:
@@ -74,7 +77,8 @@ class EventEvaluation:
                 sure.clamp(0, 1), label_found == truth[known], found[known].clamp(0, 1), truth[known]
             )
         for event, prediction in zip(events, predictions, strict=True):
-            row: dict[str, Any] = {"name": event.name, "hits": event.n_hits}
+            size = {"pixels": event.n_pixels} if isinstance(event, ImageEvent) else {"hits": event.n_hits}
+            row: dict[str, Any] = {"name": event.name, **size}
             for label, names in self.classes.items():
                 true, p = int(event.truth[label]), prediction.probability[label]
                 row[label] = names[true] if true >= 0 else None
@@ -92,7 +96,7 @@ class EventEvaluation:
                     row[f"{name}_true"], row[name] = float(true.norm()), float(torch.as_tensor(found).norm())
             self.per_event.append(row)
 
-    def _truth(self, event: StreamEvent, label: str) -> Tensor:
+    def _truth(self, event: WholeEvent, label: str) -> Tensor:
         return self.task.targets(
             {k: torch.as_tensor(np.asarray(v))[None] for k, v in event.truth.items()}, (event.name,), (label,)
         )[label][0]
@@ -100,8 +104,9 @@ class EventEvaluation:
     def result(self) -> dict[str, Any]:
         """Scores of all events so far, as JSON holds them: numbers, strings, lists; None in place of NaN.
 
-        ``labels``: label -> ``classes``, ``auc`` and ``macro_auc``, ``confusion`` (rows are the truth), ``recall``,
-        ``accuracy``, ``calibration``, ``certainty_auc``. ``quantities``: momentum -> ``all`` and true flavours -> what
+        ``labels``: label -> ``classes``, ``auc`` and ``macro_auc``, ``confusion`` (rows are the truth), ``efficiency``
+        and ``purity`` (K, K), of a row and of a column, ``precision``, ``recall`` and their means, ``accuracy``,
+        ``calibration``, ``certainty_auc``. ``quantities``: momentum -> ``all`` and true flavours -> what
         :class:`nufm.metrics.Residuals` gives. ``vertex``: ``all`` and true flavours -> what
         :class:`nufm.metrics.Distances` gives, and residuals of each axis.
         """
@@ -113,8 +118,12 @@ class EventEvaluation:
                 "auc": auc["auc"],
                 "macro_auc": auc["macro"],
                 "confusion": confusion["confusion"],
+                **shares(confusion["confusion"]),
                 "support": confusion["support"],
+                "precision": confusion["precision"],
                 "recall": confusion["recall"],
+                "macro_precision": confusion["macro_precision"],
+                "macro_recall": confusion["macro_recall"],
                 "macro_f1": confusion["macro_f1"],
                 "accuracy": confusion["accuracy"],
                 "calibration": scores["calibration"].compute(),
@@ -145,6 +154,18 @@ class EventEvaluation:
         return tuple(torch.stack(side) for side in zip(*self._pairs[name], strict=True))
 
 
+def shares(confusion: Tensor) -> dict[str, Tensor]:
+    """What a confusion matrix (K, K), rows the truth, says of efficiency and purity.
+
+    Returns:
+        ``efficiency`` float64 (K, K): of the true events of a row, the share that is taken for each class; rows add up
+        to 1, the diagonal is the recall. ``purity``: of the events that are taken for a column, the share of each true
+        class; columns add up to 1, the diagonal is the precision. NaN where there are no events.
+    """
+    counts = confusion.double()
+    return {"efficiency": counts / counts.sum(1, keepdim=True), "purity": counts / counts.sum(0, keepdim=True)}
+
+
 def _residuals(name: str, reco: Tensor, true: Tensor) -> dict[str, Tensor]:
     reco, true = (v.norm(dim=1) if v.dim() > 1 else v for v in (reco, true))
     metric = Residuals(LEAST_TRANSVERSE if name == "missing_pt" else LEAST)
@@ -165,7 +186,7 @@ def _distances(name: str, reco: Tensor, true: Tensor) -> dict[str, Any]:
     return {**whole.compute(), "axes": axes}
 
 
-def true_value(event: StreamEvent, name: str) -> Tensor | None:
+def true_value(event: WholeEvent, name: str) -> Tensor | None:
     """The truth of a predicted quantity, float64; None if the event does not say."""
     if name == "missing_pt":
         visible = event.truth.get("visible")
@@ -196,7 +217,7 @@ def check_model(pretrained: Pretrained) -> EventTask:
     return task
 
 
-def check_events(pretrained: Pretrained, events: Sequence[StreamEvent]) -> EventTask:
+def check_events(pretrained: Pretrained, events: Sequence[WholeEvent]) -> EventTask:
     """The model's task, if it can be scored on these events.
 
     Raises:

@@ -133,6 +133,8 @@ class StreamEncoder(nn.Module):
         ValueError: parts of different widths, or an unknown option.
     """
 
+    inputs = "streams"
+
     def __init__(
         self,
         calorimeter: PatchStack,
