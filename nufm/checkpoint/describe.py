@@ -4,8 +4,9 @@
      "init_args": {"encoder": {"class_path": "nufm.models.ptv3.PointTransformerV3", "init_args": {}}, "n_classes": 5}}
 
 A file that comes from a stranger may only name models defined in ``nufm.models`` and transforms defined in
-``nufm.data.transforms`` or ``nufm.data.stream_transforms``, with arguments that are numbers, strings, booleans, null,
-lists of these, or, for a model, further models. Everything else is refused before anything is imported or built.
+``nufm.data.transforms``, ``nufm.data.stream_transforms`` or ``nufm.data.image_transforms``, with arguments that are
+numbers, strings, booleans, null, lists of these, or, for a model, further models. Everything else is refused before
+anything is imported or built.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from nufm.data.transforms import Transform
 
 MODELS, TRANSFORMS = "nufm.models", "nufm.data.transforms"
 # Where the classes of each kind may be defined: models also in modules below.
-PLACES = {MODELS: (MODELS,), TRANSFORMS: (TRANSFORMS, "nufm.data.stream_transforms")}
+PLACES = {
+    MODELS: (MODELS,),
+    TRANSFORMS: (TRANSFORMS, "nufm.data.stream_transforms", "nufm.data.image_transforms"),
+}
 BLOCKS = ("depths", "depth", "repetitions")  # arguments that say how much is built
 MAX_DEPTH = 4  # models inside models: a file must not recurse without end
 

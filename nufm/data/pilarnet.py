@@ -129,14 +129,13 @@ class PILArNetReader:
             = all.
         subset_seed: draw the ``max_events`` at random with this seed instead (still nested, and in file
             order).
+        detector: whose events they are, a file in ``nufm/data/detectors``.
 
     Raises:
         FileNotFoundError: a path names nothing.
         ValueError: a file is not what it should be: says which, where, what was found and expected, and a
             remedy.
     """
-
-    detector = "pilarnet"
 
     def __init__(
         self,
@@ -145,8 +144,10 @@ class PILArNetReader:
         min_points: int = 1024,
         max_events: int | None = None,
         subset_seed: int | None = None,
+        detector: str = "pilarnet",
     ) -> None:
         self.files = find_files(paths)
+        self.detector = load_detector(detector).name
         self.energy_threshold = energy_threshold
         self.min_points = min_points
         self._open_files: dict[Path, dict[str, h5py.Dataset]] = {}
