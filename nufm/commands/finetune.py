@@ -1,7 +1,8 @@
 """``scripts/finetune.py``: train on labels, from a pretrained encoder or from scratch; export, score.
 
-Points (:class:`nufm.data.datamodule.PointDataModule`) and events with several streams
-(:class:`nufm.data.stream_datamodule.StreamDataModule`) go the same way; they differ in what an export says of them.
+Points (:class:`nufm.data.datamodule.PointDataModule`), events with several streams
+(:class:`nufm.data.stream_datamodule.StreamDataModule`) and pixel maps
+(:class:`nufm.data.image_datamodule.ImageDataModule`) go the same way; they differ in what an export says of them.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from nufm.checkpoint import check_compatible, from_pretrained, save_pretrained
+from nufm.checkpoint.kinds import inputs_of
 from nufm.cli import REPOSITORY, RunCLI, run
-from nufm.commands.inputs import check_labels, take_transforms
+from nufm.commands.inputs import check_labels, data_module, take_transforms
 from nufm.data.datamodule import PointDataModule
 from nufm.data.event import PointBatch
+from nufm.data.images import ImageBatch
 from nufm.data.stream_datamodule import StreamDataModule
 from nufm.data.streams import StreamBatch
 from nufm.methods.finetuning import FineTuning
@@ -30,7 +33,8 @@ USAGE = "python scripts/finetune.py [--config FILE] [--pretrained RUN_OR_EXPORT]
 
 DESCRIPTION = """\
 Train a network on labelled events: semantic segmentation, particles or interactions; flavour, charm, momenta and vertex
-of events of several sub-detectors; from a pretrained encoder (regimes lin, dec, full) or from random weights (scratch).
+of events of several sub-detectors; interactions in pixel maps; from a pretrained encoder (regimes lin, dec, full) or
+from random weights (scratch).
 Writes scores, tables and pictures into a run folder.
 
   python scripts/finetune.py --pretrained runs/tiny-panda/TIME
@@ -47,11 +51,14 @@ Writes scores, tables and pictures into a run folder.
       particles: instances with a class each
   python scripts/finetune.py --config configs/tiny/fasercal_multitask.yaml --pretrained RUN
       neutrino interactions in FASERCal: flavour, charm, momenta and vertex at once
+  python scripts/finetune.py --config configs/tiny/pixelmap_cnn.yaml
+      νµ CC, νe CC or NC from two projections; also pixelmap_vit.yaml, pixelmap_sparse.yaml
   python scripts/finetune.py --pretrained RUN --data.max_events 20
       with the labels of 20 events
   python scripts/finetune.py --ckpt_path last
       continue the newest run of this configuration"""
 
+BATCHES = {"streams": StreamBatch, "images": ImageBatch}
 PEEK = 8  # events of a split whose labels are looked at before the training begins
 
 
@@ -96,11 +103,11 @@ class FinetuneCLI(RunCLI):
         if not isinstance(self.model, FineTuning):
             raise ValueError(
                 f"model.class_path is {type(self.model).__name__}, which does not learn from labels; expected "
-                "nufm.methods.segmentation.Segmentation, nufm.methods.panoptic.Panoptic or "
-                "nufm.methods.multitask.Multitask"
+                "nufm.methods.segmentation.Segmentation, nufm.methods.panoptic.Panoptic, "
+                "nufm.methods.multitask.Multitask or nufm.methods.image_classification.ImageClassification"
             )
-        if (self.model.kind == "event") != isinstance(self.datamodule, StreamDataModule):
-            fitting = StreamDataModule if self.model.kind == "event" else PointDataModule
+        fitting = data_module(inputs_of(self.model.network))
+        if not isinstance(self.datamodule, fitting):
             raise ValueError(
                 f"{type(self.model).__name__} cannot learn from the events of a {type(self.datamodule).__name__}: "
                 f"expected data.class_path {fitting.__module__}.{fitting.__name__}"
@@ -119,9 +126,9 @@ class FinetuneCLI(RunCLI):
         for split in ("train", "val", "test"):
             if not data.has_split(split) or (split == "test" and not self.config.evaluation.enabled):
                 continue
-            if isinstance(data, StreamDataModule):
-                reader = data.reader(split)
-                self.model.check_labels(StreamBatch.from_events([reader[i] for i in range(min(PEEK, len(reader)))]))
+            if not isinstance(data, PointDataModule):
+                reader, pack = data.reader(split), BATCHES[inputs_of(self.model.network)]
+                self.model.check_labels(pack.from_events([reader[i] for i in range(min(PEEK, len(reader)))]))
                 continue
             needed = [label for label in (task.label, task.instance) if label is not None]
             check_labels(data.reader(split), needed, "use such files, or another task (--model.task)")
@@ -164,11 +171,12 @@ def finish(cli: RunCLI, console: Console) -> None:
     best, steps = cli.run_dir / "checkpoints" / "best.ckpt", cli.trainer.global_step
     if best.is_file():
         content = torch.load(best, map_location="cpu", weights_only=True)
-        model.load_state_dict(content["state_dict"])
+        # not strict where a checkpoint holds only what was trained
+        model.load_state_dict(content["state_dict"], strict=model.strict_loading)
         steps = content["global_step"]
         console.print(f"best validation score at step {steps}: exported", markup=False)
     of_points = {}
-    if not isinstance(data, StreamDataModule):
+    if isinstance(data, PointDataModule):
         of_points = {"grid_size": data.grid_size, "selection": {"energy_threshold": data.energy_threshold}}
     folder = save_pretrained(
         cli.run_dir / "export",

@@ -98,7 +98,7 @@ class SiameseSEResNet(ImageNetwork):
                 "channels and of blocks per stage, all at least 1"
             )
         if not 1 <= joined_after < len(channels):
-            raise ValueError(f"joined_after is {joined_after}, expected 1 … {len(channels) - 1}: stages before and after")
+            raise ValueError(f"joined_after is {joined_after}, expected 1 … {len(channels) - 1}, stages on both sides")
         self.arguments = {
             "n_classes": n_classes,
             "channels": list(channels),
