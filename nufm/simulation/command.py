@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   python scripts/simulate.py --out dataset --splits train=2000,val=200,test=400
   python scripts/simulate.py --events 100 --out ch.h5 --medium plastic-scintillator --field 0 0.5 0
   python scripts/simulate.py --detector fasercal --events 100 --out fasercal.h5
+  python scripts/simulate.py --detector pixel_lartpc --events 100 --out pixels.h5
 """
 # Options that mean something for one kind of event only, with their defaults.
 POINTS = {
@@ -29,7 +30,7 @@ POINTS = {
     "pitch": 3.0,
     "min_points": 1024,
 }
-STREAM_OPTIONS = {"mix": "balanced"}
+MIXES = {"fasercal": ("balanced", "natural"), "pixel_lartpc": ("published", "balanced")}  # the default first
 
 
 def _splits(text: str) -> dict[str, int]:
@@ -46,8 +47,9 @@ def _splits(text: str) -> dict[str, int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Simulate detector events and write them: particles in a box of one medium in the PILArNet-M "
-        "layout, or neutrino interactions in the sub-detectors of FASERCal as a stream file. The same seed gives the "
-        "same events whatever the number of workers.",
+        "layout, neutrino interactions in the sub-detectors of FASERCal as a stream file, or those in a "
+        "modular liquid-argon detector with 5 mm pixels. The same seed gives the same events whatever the number of "
+        "workers.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -57,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--workers", type=int, help="processes; default: one per core")
     parser.add_argument(
-        "--detector", choices=("pilarnet", "fasercal"), default="pilarnet", help="what to simulate, default pilarnet"
+        "--detector", choices=("pilarnet", *MIXES), default="pilarnet", help="what to simulate, default pilarnet"
     )
     points = parser.add_argument_group("with --detector pilarnet")
     points.add_argument("--medium", choices=sorted(MEDIA), help="default liquid-argon")
@@ -65,11 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     points.add_argument("--voxels", type=int, nargs=3, metavar=("NX", "NY", "NZ"), help="default 768 on each axis")
     points.add_argument("--pitch", type=float, help="edge of a voxel in mm, default 3")
     points.add_argument("--min-points", type=int, help="events with fewer voxels are drawn again, default 1024")
-    streams = parser.add_argument_group("with --detector fasercal")
-    streams.add_argument(
-        *("--mix",),
-        choices=("balanced", "natural"),
-        help="all classes equally often (default), or as expected on the beam axis",
+    parser.add_argument_group("with --detector fasercal or pixel_lartpc").add_argument(
+        "--mix",
+        choices=sorted({mix for mixes in MIXES.values() for mix in mixes}),
+        help="fasercal: all classes equally often (balanced, default), or as expected on the beam axis (natural); "
+        "pixel_lartpc: 74 %% charged currents (published, default), or balanced",
     )
     return parser
 
@@ -80,14 +82,16 @@ def simulate(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if (args.events is None) == (args.splits is None):
         parser.error("give either --events N and --out FILE.h5, or --splits train=N,val=M,test=K and --out FOLDER")
-    own, other = (STREAM_OPTIONS, POINTS) if args.detector == "fasercal" else (POINTS, STREAM_OPTIONS)
-    for name in other:
+    own = {"mix": MIXES[args.detector][0]} if args.detector in MIXES else POINTS
+    for name in {"mix": None, **POINTS}.keys() - own.keys():
         if getattr(args, name) is not None:
             parser.error(f"--{name.replace('_', '-')} means nothing with --detector {args.detector}; leave it out")
+    if args.mix is not None and args.mix not in MIXES[args.detector]:
+        parser.error(f"--mix {args.mix} is none of --detector {args.detector}: {', '.join(MIXES[args.detector])}")
     options = {name: default if getattr(args, name) is None else getattr(args, name) for name, default in own.items()}
     progress = SimulationProgress(args.events if args.splits is None else sum(args.splits.values()))
     try:
-        write_file, write_splits, spec = _streams(**options) if args.detector == "fasercal" else _points(**options)
+        write_file, write_splits, spec = _KINDS[args.detector](**options)
         progress.start(f"simulating into {args.out}")
         if args.splits is None:
             write_file(args.out, args.events, args.seed, args.workers, spec, progress=progress)
@@ -126,3 +130,13 @@ def _streams(mix: str) -> tuple:
         dataset.simulate_splits,
         dataclasses.replace(spec, beam=dataclasses.replace(spec.beam, mix=mix)),
     )
+
+
+def _pixels(mix: str) -> tuple:
+    """The same for the pixel detector."""
+    from nufm.simulation.pixelmaps import dataset
+
+    return dataset.simulate_file, dataset.simulate_splits, dataset.PixelSpec(mix=mix)
+
+
+_KINDS = {"pilarnet": _points, "fasercal": _streams, "pixel_lartpc": _pixels}
