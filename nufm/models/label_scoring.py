@@ -38,43 +38,21 @@ class LabelTokens:
     Attributes:
         labels: K texts.
         prefix: tokens of the beginning.
-        tokens: of each label, its end included; none begins another.
+        tokens: of each label, its end included.
+
+    Raises:
+        ValueError: fewer than two labels; labels that are the same to the tokenizer (unknown characters, say), or of
+            which one begins another.
     """
 
     labels: tuple[str, ...]
     prefix: tuple[int, ...]
     tokens: tuple[tuple[int, ...], ...]
 
-    @classmethod
-    def of(cls, tokenizer: Any, labels: Sequence[str], prefix: str = PREFIX, end: str = ".") -> LabelTokens:
-        """Tokens of "prefix label end", split behind the prefix.
-
-        Args:
-            tokenizer: of transformers.
-            labels: at least two texts.
-            prefix: text that every answer begins with.
-            end: of a label, what tells "a" from the beginning of "a b".
-
-        Raises:
-            ValueError: labels that are the same to the tokenizer (unknown characters, say), or of which one begins
-                another; a tokenizer that splits the prefix differently in front of a label.
-        """
-        if len(labels) < 2:
-            raise ValueError(f"labels are {list(labels)}, expected at least two")
-
-        def encode(text: str) -> tuple[int, ...]:
-            return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-        begin = encode(prefix)
-        tokens = []
-        for label in labels:
-            whole = encode(f"{prefix} {label}{end}")
-            if whole[: len(begin)] != begin or len(whole) == len(begin):
-                raise ValueError(
-                    f"the tokenizer splits '{prefix}' into {list(begin)}, but '{prefix} {label}{end}' into "
-                    f"{list(whole)}, which does not begin so; choose a prefix that ends with a whole word"
-                )
-            tokens.append(whole[len(begin) :])
+    def __post_init__(self) -> None:
+        labels, tokens = self.labels, self.tokens
+        if len(labels) < 2 or len(tokens) != len(labels) or not all(tokens):
+            raise ValueError(f"labels {list(labels)} are tokens {list(tokens)}, expected some for each of two or more")
         for i, first in enumerate(tokens):
             for j, other in enumerate(tokens):
                 if i != j and other[: len(first)] == first:
@@ -84,7 +62,22 @@ class LabelTokens:
                         f"({list(other)}): they cannot be told apart; write the labels in characters that the "
                         "tokenizer knows (such as 'nu_e CC', 'nu_mu CC')"
                     )
-        return cls(tuple(labels), begin, tuple(tokens))
+
+    @classmethod
+    def of(cls, tokenizer: Any, labels: Sequence[str], prefix: str = PREFIX, end: str = ".") -> LabelTokens:
+        """Tokens of "prefix label end", each piece by itself, as answers are written in training.
+
+        Args:
+            tokenizer: of transformers.
+            labels: K texts.
+            prefix: text that every answer begins with.
+            end: of a label, what tells "a" from the beginning of "a b".
+        """
+
+        def encode(text: str) -> tuple[int, ...]:
+            return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        return cls(tuple(labels), encode(prefix), tuple(encode(f" {label}{end}") for label in labels))
 
     def __len__(self) -> int:
         """Labels."""
@@ -152,44 +145,43 @@ class Context:
         logits: (B, V) of the next token.
     """
 
-    def __init__(self, model: nn.Module, cache: Any, logits: Tensor, length: int, cross_mask: Tensor | None) -> None:
+    def __init__(self, model: nn.Module, cache: Any, logits: Tensor, mask: Tensor, cross_mask: Tensor | None) -> None:
         self.model, self.logits = model, logits
-        self._cache, self._length, self._cross_mask = cache, length, cross_mask
+        self._cache, self._mask, self._cross_mask = cache, mask, cross_mask
 
     @classmethod
     def read(cls, model: nn.Module, inputs: Mapping[str, Tensor]) -> Context:
         """One pass over a prompt.
 
+        Shorter prompts of a batch are padded on the left. Positions are then counted from the padding on, which does
+        not matter where they enter by their differences (rotary embeddings), as in the image-text models of today.
+
         Raises:
-            ValueError: padded prompts.
+            ValueError: padding on the right.
         """
         mask = inputs.get("attention_mask")
-        if mask is not None and not bool(mask.bool().all()):
-            row = int((~mask.bool().all(1)).nonzero()[0])
+        mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
+        if not bool(mask[:, -1].all()):
+            row = int((mask[:, -1] == 0).nonzero()[0])
             raise ValueError(
-                f"the prompt of event {row} of the batch is padded ({int(mask[row].sum())} of {mask.shape[1]} tokens); "
-                "prompts that share a pass have the same length: one template, images of one size, no padding"
+                f"the prompt of event {row} of the batch is padded on the right ({int(mask[row].sum())} of "
+                f"{mask.shape[1]} tokens), so that the answer would follow the padding; pad on the left "
+                "(tokenizer.padding_side = 'left')"
             )
         output = model(**inputs, use_cache=True, **_only_last(model))
         cross = inputs.get("cross_attention_mask")
-        return cls(
-            model,
-            output.past_key_values,
-            output.logits[:, -1],
-            inputs["input_ids"].shape[1],
-            None if cross is None else cross[:, -1:],
-        )
+        last = None if cross is None else cross[:, -1:]
+        return cls(model, output.past_key_values, output.logits[:, -1], mask, last)
 
     def rows(self, index: Tensor) -> Context:
-        """The context of some events, as often as they are named.
+        """The context of some events, as often as they are named; this one stays as it is.
 
         Args:
             index: int64 (B',) of the events.
         """
         index = index.to(self.logits.device)
         cross = None if self._cross_mask is None else self._cross_mask[index]
-        cache = _with_rows(self._cache, index)
-        return Context(self.model, cache, self.logits[index], self._length, cross)
+        return Context(self.model, _with_rows(self._cache, index), self.logits[index], self._mask[index], cross)
 
     def advance(self, tokens: Tensor) -> Tensor:
         """Read on.
@@ -200,14 +192,13 @@ class Context:
         Returns:
             logits (B, M, V) behind each token.
         """
-        self._length += tokens.shape[1]
-        ones = torch.ones(len(tokens), self._length, dtype=torch.int64, device=tokens.device)
-        more = (
-            {}
-            if self._cross_mask is None
-            else {"cross_attention_mask": self._cross_mask.expand(-1, tokens.shape[1], -1, -1)}
+        self._mask = torch.cat([self._mask, torch.ones_like(tokens, dtype=self._mask.dtype)], 1)
+        more = {}
+        if self._cross_mask is not None:  # text sees the images that the text before it sees
+            more["cross_attention_mask"] = self._cross_mask.expand(-1, tokens.shape[1], -1, -1)
+        output = self.model(
+            input_ids=tokens, attention_mask=self._mask, past_key_values=self._cache, use_cache=True, **more
         )
-        output = self.model(input_ids=tokens, attention_mask=ones, past_key_values=self._cache, use_cache=True, **more)
         self._cache, self.logits = output.past_key_values, output.logits[:, -1]
         return output.logits
 
@@ -253,14 +244,14 @@ def score_labels(
 
     Args:
         model: causal, with or without images (transformers; peft around it or not).
-        inputs: of the prompt, up to where the answer begins; B events, without padding.
+        inputs: of the prompt, up to where the answer begins; B events, padded on the left.
         labels: see :class:`LabelTokens`.
         rule: see the module.
         sharpening: factor of the log-probabilities in front of the softmax; None: 1 for ``whole_label``, the published
             5 for ``first_token``. It changes no decision.
 
     Raises:
-        ValueError: an unknown rule; ``first_token`` with labels whose first tokens coincide; padded prompts.
+        ValueError: an unknown rule; ``first_token`` with labels whose first tokens coincide; padding on the right.
     """
     if rule == "first_token":
         labels.check_first_tokens()
