@@ -21,7 +21,7 @@ ARROWS = {
     "data": {"data", "simulation"},  # simulation only inside functions: see LAZY
     "simulation": {"simulation", "data.cache", "data.detector", "machine"},  # both of data without torch
     "ops": {"ops"},
-    "models": {"models", "ops", "data.event", "data.images", "data.prediction", "data.streams"},
+    "models": {"models", "ops", "data.event", "data.images", "data.prediction", "data.prompts", "data.streams"},
     "metrics": {"metrics"},
     "methods": {"methods", "models", "ops", "data", "metrics"},
     "display": {"display", "data"},
@@ -56,7 +56,10 @@ FORBIDDEN = {
 DRAWING = {"matplotlib", "plotly"}  # in display only
 
 # Packages that a declared dependency requires itself.
-COMES_WITH = {"yaml": "lightning", "filelock": "torch", "scipy": "scikit-learn"}
+COMES_WITH = {
+    **{"yaml": "lightning", "filelock": "torch", "scipy": "scikit-learn"},
+    **{"PIL": "matplotlib", "jinja2": "torch", "tokenizers": "transformers"},
+}
 IMPORT_NAMES = {"scikit-learn": "sklearn", "huggingface-hub": "huggingface_hub"}
 
 

@@ -1,0 +1,372 @@
+"""An image-text model that classifies pixel maps: a frozen base in 4 bit with low-rank adapters (QLoRA).
+
+As in arXiv 2509.08461, section 3: Llama 3.2 Vision (the Mllama classes of transformers), NF4 with double quantisation,
+adapters of rank 8 on the seven projections wherever these names stand, in the text stack and in the vision tower.
+29,491,200 trainable parameters with Llama-3.2-11B-Vision. Any other image-text model of transformers goes the same way.
+QLoRA: T. Dettmers et al., arXiv 2305.14314; LoRA: E. J. Hu et al., arXiv 2106.09685.
+
+A class is scored without generation: with the beginning of the answer forced, the logit of a class is the
+log-probability of its whole label. The rule of the paper takes the first token of each label alone, times T = 5.
+
+Shape legend: B events, K classes, L tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nufm.data.images import INTERACTION_NAMES, ImageBatch
+from nufm.data.prompts import load_prompt
+from nufm.models.image_network import LABEL, ImageNetwork
+from nufm.models.vlm_inputs import Example, PromptComposer, appended
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ARCHITECTURES = Path(__file__).parent / "architectures"  # configurations of bases that may not be at hand
+ADAPTER = (".lora_A.", ".lora_B.")  # in the names of what is trained
+SHARPENING = 5.0  # T of the first-token rule
+
+
+class VisionLanguageClassifier(ImageNetwork):
+    """Classes of events by an image-text model.
+
+    Args:
+        base: folder of the base in the layout of transformers, or its name on the Hugging Face Hub.
+        quantization: ``nf4``: weights of the base in 4 bit (NormalFloat, double quantisation); ``none``: as they are.
+        rank: of the adapters; 0: none, the frozen base alone.
+        alpha: of the adapters, whose sum with the weights is scaled by alpha / rank.
+        dropout: in front of the adapters.
+        targets: names of the layers that get adapters.
+        prompt: template of ``nufm.data.prompts``, or path of one.
+        rule: how classes are scored: ``whole_label`` or ``first_token``, see the head of this file.
+        dtype: of the base's weights and arithmetic; ``auto``: bfloat16 on a GPU, float32 on a CPU, which is slow with
+            the former.
+        base_id: base that the adapters were trained on, see ``arguments``; None: any.
+
+    Attributes:
+        model: the base with the adapters in it.
+        composer: text and pictures of a batch.
+
+    Raises:
+        FileNotFoundError: there is no such base.
+        ValueError: it takes no pictures, is another than ``base_id`` says, has none of the ``targets``, or an argument
+            that cannot be meant.
+
+    On the meta device no weights are read: the model has its shapes, and no tokenizer.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        quantization: Literal["nf4", "none"] = "nf4",
+        rank: int = 8,
+        alpha: float = 16.0,
+        dropout: float = 0.05,
+        targets: Sequence[str] = TARGETS,
+        prompt: str = "physics",
+        rule: Literal["whole_label", "first_token"] = "whole_label",
+        dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+        base_id: str | None = None,
+    ) -> None:
+        super().__init__(len(INTERACTION_NAMES))
+        _check_choice("quantization", quantization, ("nf4", "none"))
+        _check_choice("rule", rule, ("whole_label", "first_token"))
+        _check_choice("dtype", dtype, ("auto", "bfloat16", "float32"))
+        if rank < 0 or not 0 <= dropout < 1 or alpha <= 0:
+            raise ValueError(
+                f"rank is {rank}, alpha {alpha} and dropout {dropout}; expected rank >= 0, alpha > 0, dropout in [0, 1)"
+            )
+        self.rule, self.prompt = rule, load_prompt(prompt)
+        on_meta = torch.get_default_device().type == "meta"
+        if on_meta:
+            self.model, self.composer = empty_base(base), None
+        else:
+            self.model, processor = load_base(base, quantization, dtype)
+            self.composer = PromptComposer(processor, self.prompt)
+            base_id = checked_identity(base, self.model, base_id)
+        self.model.requires_grad_(False)
+        if rank:
+            add_adapters(self.model, rank, alpha, dropout, targets)
+        self.arguments: dict[str, Any] = {
+            "base": str(base),
+            "quantization": quantization,
+            "rank": rank,
+            "alpha": alpha,
+            "dropout": dropout,
+            "targets": list(targets),
+            "prompt": prompt,
+            "rule": rule,
+            "dtype": dtype,
+            "base_id": base_id,
+        }
+        self.register_state_dict_post_hook(_keep_adapters)
+        self.register_load_state_dict_post_hook(_forget_base)
+
+    # ---- what is trained
+
+    def requires_grad_(self, requires_grad: bool = True) -> VisionLanguageClassifier:
+        """Train the adapters, or nothing; the base is never trained."""
+        for _, parameter in self.adapter_parameters():
+            parameter.requires_grad_(requires_grad)
+        return self
+
+    def adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and values of what is trained and saved."""
+        return ((name, p) for name, p in self.named_parameters() if is_adapter(name))
+
+    @contextmanager
+    def frozen_base(self) -> Iterator[None]:
+        """The base as it was before the adapters, for as long as the context lasts."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        needed = [p for _, p in self.adapter_parameters() if p.requires_grad]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+            for parameter in needed:  # enable_adapters switches gradients too
+                parameter.requires_grad_(True)
+
+    def checkpoint_activations(self) -> None:
+        """Keep only the inputs of blocks for the backward pass, and compute the rest again: less memory, more time."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    # ---- what goes in
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.composer.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def prepare(
+        self, batch: ImageBatch, examples: Sequence[Example] = (), prefix: bool = True
+    ) -> dict[str, Tensor]:
+        """Inputs of ``model`` for a batch, padded on the left.
+
+        Args:
+            batch: images in [0, 1].
+            examples: events shown with their answers before each.
+            prefix: with the forced beginning of the answer.
+        """
+        inputs = self.composer.inputs(batch, examples)
+        if prefix:
+            inputs = appended(inputs, [self.composer.prefix_tokens()] * len(batch), self.tokenizer.pad_token_id)
+            del inputs["labels"]
+        return self._placed(inputs)
+
+    def prepare_answers(self, batch: ImageBatch, answers: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Inputs with whole answers (token ids of each event) behind the question; ``labels`` (B, L) has their ids, and
+        -100 for what is not learnt."""
+        inputs = appended(self.composer.inputs(batch), answers, self.tokenizer.pad_token_id)
+        return self._placed(inputs)
+
+    def _placed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        dtype, device = self.model.dtype, self.device
+        return {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in inputs.items()}
+
+    # ---- what comes out
+
+    def forward(self, batch: ImageBatch) -> dict[str, Tensor]:
+        """``interaction``: float32 logits (B, K), the log-probabilities of the labels (not normalised over classes)."""
+        return {LABEL: self.scores(batch)}
+
+    def scores(self, batch: ImageBatch, examples: Sequence[Example] = ()) -> Tensor:
+        """float32 (B, K), by ``rule``."""
+        inputs, labels = self.prepare(batch, examples), self.composer.label_tokens()
+        columns = []
+        for label in labels:
+            rows = appended(inputs, [label] * len(batch), self.tokenizer.pad_token_id)
+            wanted = rows.pop("labels")[:, -len(label) :]
+            logits = self.last_logits(rows, len(label) + 1)[:, :-1]
+            found = logits.float().log_softmax(-1).gather(2, wanted[:, :, None])[:, :, 0]
+            columns.append(SHARPENING * found[:, 0] if self.rule == "first_token" else found.sum(1))
+        return torch.stack(columns, 1)
+
+    def last_logits(self, inputs: dict[str, Tensor], n: int) -> Tensor:
+        """Logits (B, n, vocabulary) of the last ``n`` tokens, without a cache."""
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            return self.model(**inputs, use_cache=False, logits_to_keep=n).logits
+        return self.model(**inputs, use_cache=False).logits[:, -n:]
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter, by its name, belongs to the adapters."""
+    return any(part in name for part in ADAPTER)
+
+
+def _keep_adapters(module: nn.Module, state: dict[str, Any], prefix: str, metadata: object) -> None:
+    """A checkpoint holds the adapters alone: the base has its own files."""
+    for name in [n for n in state if n.startswith(prefix) and not is_adapter(n)]:
+        del state[name]
+
+
+def _forget_base(module: nn.Module, incompatible: Any) -> None:
+    """Weights of the base are not missing in a checkpoint."""
+    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if is_adapter(name)]
+
+
+def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+
+
+# ---- the base
+
+
+def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
+    """Low-rank adapters on the layers of these names, in place; nothing else is left trainable.
+
+    Raises:
+        ValueError: no layer has such a name.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    found = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if not list(module.children())}
+    if not found & set(targets):
+        raise ValueError(
+            f"{type(model).__name__} has no layer named {', '.join(targets)}; expected some of "
+            f"{', '.join(sorted(n for n in found if 'proj' in n or 'fc' in n))}: set targets"
+        )
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none"
+    )
+    on_meta = next(model.parameters()).is_meta
+    inject_adapter_in_model(config, model, low_cpu_mem_usage=on_meta)
+
+
+def empty_base(base: str) -> nn.Module:
+    """The base without memory, on the meta device.
+
+    Its configuration is read from the folder, else from ``architectures/``, where those of gated and of made bases lie,
+    else from the Hub.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    config = base_configuration(base)
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
+
+
+def base_configuration(base: str) -> Any:
+    """The configuration (transformers) of a base.
+
+    Raises:
+        FileNotFoundError: there is no such base.
+        ValueError: it takes no pictures.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
+
+    path, kept = Path(base).expanduser(), ARCHITECTURES / f"{Path(base).name}.json"
+    if not path.is_dir() and kept.is_file() and torch.get_default_device().type == "meta":
+        values = json.loads(kept.read_text(encoding="utf-8"))
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    if not path.is_dir() and (path.is_absolute() or str(base).count("/") != 1 or str(base).startswith(("runs/", "."))):
+        raise FileNotFoundError(
+            f"{base}: no such folder; expected a base in the layout of transformers (config.json, *.safetensors, "
+            "tokenizer, processor), or owner/name of the Hugging Face Hub. A tiny one to try: python "
+            f"scripts/make_tiny_vlm.py --out {base}"
+        )
+    try:
+        config = AutoConfig.from_pretrained(str(path) if path.is_dir() else base, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{base}: no configuration of a transformers model: {error}\nGive the folder of a download (Llama 3.2 "
+            "Vision is gated: accept its licence on the Hub and log in with `hf auth login`), or make a tiny base: "
+            "python scripts/make_tiny_vlm.py --out FOLDER"
+        ) from error
+    if config.model_type not in KNOWN or not hasattr(config, "vision_config"):
+        raise ValueError(
+            f"{base}: a {config.model_type} model takes no pictures; expected an image-text model, such as mllama "
+            "(meta-llama/Llama-3.2-11B-Vision-Instruct), idefics3, smolvlm, llava or qwen2_vl"
+        )
+    return config
+
+
+def load_base(base: str, quantization: str, dtype: str) -> tuple[nn.Module, Any]:
+    """The base and its processor, on the GPU of this process if there is one. Only safetensors are read, and no code
+    that comes with them is run.
+
+    Raises:
+        FileNotFoundError: there is no such base.
+        ValueError: it takes no pictures, or cannot be loaded.
+    """
+    import transformers
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    base_configuration(base)  # refuses what is no image-text model
+    place = str(Path(base).expanduser()) if Path(base).expanduser().is_dir() else base
+    cuda = torch.cuda.is_available()
+    wanted = getattr(torch, dtype) if dtype != "auto" else torch.bfloat16 if cuda else torch.float32
+    options: dict[str, Any] = {
+        "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype": wanted,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        # 4-bit weights are packed where they will be used: half of the memory, and no second packing
+        "device_map": {"": f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"},
+    }
+    if quantization == "nf4":
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=wanted,
+        )
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    if Path(place).is_dir():  # a bar is for downloads
+        transformers.utils.logging.disable_progress_bar()
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(place, **options)
+        processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{base}: cannot be loaded as an image-text model: {error}") from error
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+    return model.eval(), processor
+
+
+def identity(base: str, model: nn.Module) -> str:
+    """``name:model type:digest`` of a base.
+
+    The digest is of its widths and depths and of the first and last eight rows of its input embedding in bfloat16: they
+    stay as they are when the base is quantised, moved, renamed, or saved again in other pieces.
+    """
+    config = model.config
+    rows = model.get_input_embeddings().weight.detach()
+    text = config.get_text_config()
+    widths = [text.hidden_size, text.num_hidden_layers, text.vocab_size, config.vision_config.hidden_size]
+    sample = torch.cat([rows[:8], rows[-8:]]).to("cpu", torch.bfloat16).view(torch.int16).numpy()
+    digest = hashlib.sha256(json.dumps([config.model_type, *map(int, widths)]).encode() + sample.tobytes())
+    return f"{Path(base).name}:{config.model_type}:{digest.hexdigest()[:16]}"
+
+
+def checked_identity(base: str, model: nn.Module, wanted: str | None) -> str:
+    """The identity of a base.
+
+    Raises:
+        ValueError: it is not the one wanted.
+    """
+    found = identity(base, model)
+    if wanted is not None and wanted.partition(":")[2] != found.partition(":")[2]:
+        raise ValueError(
+            f"{base}: the adapters were trained on another base: found {found}, expected {wanted} (name, kind, "
+            f"digest); give the folder of {wanted.partition(':')[0]}"
+        )
+    return found
