@@ -1,0 +1,246 @@
+"""The command line of ``scripts/study.py``: studies of a trained classifier of pixel maps, with tables and pictures."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.markdown import Markdown
+
+from nufm.commands.inputs import Opened, command_parser, data_module, default_folder, main, opened, provenance
+from nufm.data.images import ImageEvent
+from nufm.display.geometry import is_simulated
+from nufm.display.studies import Bars, Curves, reliability_pair, study_bars, study_curves
+from nufm.evaluation import robustness, temperature
+from nufm.evaluation.robustness import NOMINAL
+
+Study = Literal["resolution", "noise", "dead_pixels", "missing_view", "gain", "calibration"]
+STUDIES: tuple[Study, ...] = get_args(Study)
+
+USAGE = "python scripts/study.py NAME --checkpoint RUN_OR_EXPORT [--split SPLIT | --events FILE] [--KEY VALUE ...]"
+
+DESCRIPTION = """\
+One study of a trained classifier of pixel maps. Names:
+
+  resolution    pixels of 2, 4 and 8 times the edge
+  noise         noise on every pixel, with zero suppression
+  dead_pixels   pixels, or whole columns, that read nothing
+  missing_view  one view, or both, not read out
+  gain          all energies wrong by a factor, or every pixel by its own
+  calibration   is it right as often as it is sure; with a temperature fitted on validation events
+
+  python scripts/study.py noise --checkpoint RUN
+      on the test events of a run of scripts/finetune.py
+  python scripts/study.py noise --checkpoint RUN --levels "[0.1, 0.3, 1.0]" --max_events 500
+      other strengths, the first 500 events
+  python scripts/study.py resolution --checkpoint RUN --events maps.h5
+      a file or folder of pixel maps with labels
+  python scripts/study.py calibration --checkpoint RUN
+
+Writes NAME.json, NAME.md and NAME.png into studies/ of the run folder, and prints the table."""
+
+
+@dataclass
+class StudyOptions:
+    """What is studied.
+
+    Attributes:
+        study: name of the study, see above; may stand alone, as the first word.
+        checkpoint: run folder of scripts/finetune.py, export folder, or hf://owner/name.
+        split: which events of data.root are scored.
+        events: file, folder or glob of pixel maps in place of a split.
+        max_events: score the first ones only; null = all.
+        levels: strengths to look at, of resolution, noise, dead_pixels, missing_view and gain; null = the usual ones.
+        suppression: of noise: pixels with at most so many σ read nothing.
+        seed: fixes the noise, and what else is drawn.
+        fit_split: of calibration: the events that the temperature is fitted on.
+        device: auto, cpu, cuda, ...
+        threads: CPU threads; null = OMP_NUM_THREADS, else all cores.
+        out: folder of the results; null = studies/ in the run folder, else runs/studies/<checkpoint>/.
+    """
+
+    study: Study
+    checkpoint: str
+    split: Literal["train", "val", "test"] = "test"
+    events: str | None = None
+    max_events: int | None = None
+    levels: list[float] | None = None
+    suppression: float = robustness.SUPPRESSION
+    seed: int = 0
+    fit_split: Literal["train", "val"] = "val"
+    device: str = "auto"
+    threads: int | None = None
+    out: str | None = None
+
+
+def study(args: Sequence[str] | None = None) -> None:
+    """Run ``scripts/study.py`` with these flags (None: those of the process)."""
+    main(run, args)
+
+
+def parser() -> ArgumentParser:
+    return command_parser(USAGE, StudyOptions, data_module("images"))
+
+
+def run(args: Sequence[str]) -> dict[str, Any]:
+    """Parse, study, write; returns what NAME.json holds.
+
+    Raises:
+        ValueError, OSError: a setting, file or checkpoint that cannot be used.
+    """
+    began = opened(parser, named_first(args), DESCRIPTION, check)
+    options, name = began.options, began.options.study
+    events = open_events(began)
+    if name == "calibration":
+        done = _calibration(began, events)
+    else:
+        done = _robustness(began, events)
+    found = {"study": name, "seed": options.seed, "simulated": is_simulated(events[0]), **done.found}
+    where = Path(options.events).stem if options.events else options.split
+    found |= provenance(began.pretrained, began.data, {where: events})
+    out = Path(options.out) if options.out else default_folder(options.checkpoint, "studies")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    text = f"# {done.title}\n\n{done.markdown(found)}"
+    (out / f"{name}.md").write_text(f"{text}\n![{name}]({name}.png)\n")
+    done.draw(found, out / f"{name}.png", done.title + ("   (simulated by nufm)" if found["simulated"] else ""))
+    (out / f"{name}.yaml").write_text(began.config)
+    Console().print(Markdown(text))
+    print(f"\nTable, numbers and picture: {out / name}.md, .json and .png")
+    return found
+
+
+def named_first(args: Sequence[str]) -> list[str]:
+    """The name of the study, where it stands alone as the first word, as a flag.
+
+    Raises:
+        ValueError: it is no study.
+    """
+    if not args or args[0].startswith("-"):
+        return list(args)
+    if args[0] not in STUDIES:
+        raise ValueError(f"unknown study '{args[0]}', expected one of {', '.join(STUDIES)}")
+    return ["--study", *args]
+
+
+def check(options: StudyOptions) -> None:
+    """Refuse settings before a checkpoint is opened."""
+    if options.levels is not None and options.study == "calibration":
+        raise ValueError("levels are of resolution, noise, dead_pixels, missing_view and gain; leave them out")
+    if options.suppression < 0:
+        raise ValueError(f"suppression is {options.suppression}, expected a number of σ of at least 0")
+    if options.study != "calibration":
+        robustness.levels_of(robustness.study_named(options.study, options.suppression), options.levels)
+
+
+def open_events(began: Opened) -> Sequence[ImageEvent]:
+    """The events to score.
+
+    Raises:
+        ValueError: a split without files, or no event at all.
+        FileNotFoundError: ``events`` names nothing.
+    """
+    from nufm.data.image_files import ImageReader
+
+    options = began.options
+    robustness.classified_label(began.pretrained)
+    if options.events is None:
+        return began.data.open(options.split, options.max_events, None)
+    return ImageReader(options.events, max_events=options.max_events)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A study that was made.
+
+    Attributes:
+        found: for the JSON.
+        title: in words.
+        markdown: table and text of what the JSON holds.
+        draw: (what the JSON holds, path, heading) -> picture.
+    """
+
+    found: dict[str, Any]
+    title: str
+    markdown: Callable[[dict[str, Any]], str]
+    draw: Callable[[dict[str, Any], Path, str], object]
+
+
+# ---------------------------------------------------------------------- robustness
+
+TITLES = {
+    "resolution": "Coarser pixels",
+    "noise": "Noise on every pixel",
+    "dead_pixels": "Dead pixels and columns",
+    "missing_view": "A view missing",
+    "gain": "Gain errors",
+}
+
+
+def _robustness(began: Opened, events: Sequence[ImageEvent]) -> Done:
+    options = began.options
+    made = robustness.study_named(options.study, options.suppression)
+    levels = robustness.levels_of(made, options.levels)
+    found = robustness.sweep(
+        began.pretrained, events, levels, batch_size=began.data.batch_size, seed=options.seed
+    )
+    found = {k: v for k, v in found.items() if k not in ("probability", "target")}
+    found["axis"] = made.axis
+    draw = _draw_cases if options.study == "missing_view" else functools.partial(_draw_curves, options.study)
+    return Done(found, TITLES[options.study], robustness.markdown, draw)
+
+
+SCORES = {"accuracy": "accuracy", "macro_auc": "macro AUC", "expected_error": "expected calibration error"}
+
+
+def _draw_curves(name: str, found: dict[str, Any], path: Path, title: str) -> None:
+    rows = [row for row in found["levels"] if "refused" not in row]
+    series = list(dict.fromkeys(row["series"] for row in rows[1:])) or [NOMINAL]
+    panels = []
+    for score, words in SCORES.items():
+        lines = {
+            s: [(r["value"], r[score], r.get(f"{score}_error")) for r in rows if r["series"] in (s, NOMINAL)]
+            for s in series
+        }
+        panels.append(Curves(words, found["axis"], lines, _largest(found, score), name == "resolution"))
+    study_curves(panels, path, title)
+
+
+def _draw_cases(found: dict[str, Any], path: Path, title: str) -> None:
+    rows = [row for row in found["levels"] if "refused" not in row]
+    panels = [
+        Bars(words, [r[s] for r in rows], [r.get(f"{s}_error") for r in rows], _largest(found, s))
+        for s, words in SCORES.items()
+    ]
+    study_bars([row["words"] for row in rows], panels, path, title)
+
+
+def _largest(found: dict[str, Any], score: str) -> float | None:
+    """The score of whoever always says the largest class."""
+    return {"accuracy": max(found["support"]) / found["events"], "macro_auc": 0.5}.get(score)
+
+
+# ---------------------------------------------------------------------- calibration
+
+
+def _calibration(began: Opened, events: Sequence[ImageEvent]) -> Done:
+    options, data = began.options, began.data
+    if options.events is None and options.split == options.fit_split:
+        raise ValueError(
+            f"calibration: the temperature would be judged on the events that it was fitted on (split "
+            f"'{options.split}'); give another --split or --fit_split"
+        )
+    fitted_on = data.open(options.fit_split, None, None)
+    found = temperature.calibration_study(began.pretrained, fitted_on, events, batch_size=data.batch_size)
+
+    def draw(found: dict[str, Any], path: Path, title: str) -> None:
+        sides = {"as it is": found["before"], f"T = {found['fit']['temperature']:.2f}": found["after"]}
+        reliability_pair(sides, path, title)
+
+    return Done(found, "Calibration with a temperature", temperature.markdown, draw)
