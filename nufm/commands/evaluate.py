@@ -23,6 +23,7 @@ from nufm.commands.inputs import (
     provenance,
 )
 from nufm.data.datamodule import EventDataModule, PointDataModule
+from nufm.data.image_files import ImageReader
 from nufm.data.pilarnet import PILArNetReader
 from nufm.data.stream_files import StreamReader
 from nufm.evaluation.event_scores import check_model
@@ -35,7 +36,8 @@ USAGE = "python scripts/evaluate.py --checkpoint RUN_OR_EXPORT [--split SPLIT | 
 DESCRIPTION = """\
 Score a trained model on labelled events: tables, confusion matrices, calibration, and a page of event displays, truth
 beside prediction, of the best and the worst events. A model of whole events of several sub-detectors is also asked what
-it looks at: scores without each sub-detector, hits that move its answer, a map of its latent space.
+it looks at: scores without each sub-detector, hits that move its answer, a map of its latent space. A classifier of
+pixel maps is timed: milliseconds and memory of one event.
 
   python scripts/evaluate.py --checkpoint RUN
       the test events of a run of scripts/finetune.py
@@ -59,10 +61,11 @@ class EvaluateOptions:
         split: which events of data.root.
         events: HDF5 file, folder or glob in place of a split.
         max_events: score the first ones only; null = all.
-        examples: how many of the best and of the worst events to draw; of whole events, of how many to draw the hits
-            that move the answer.
-        interpret: of models of whole events: also write what they look at (scores without each sub-detector and the
-            like), which takes several times as long as the scores.
+        examples: how many of the best and of the worst events to draw; of events of several sub-detectors, of how many
+            to draw the hits that move the answer; of pixel maps, how many of those that are wrong.
+        interpret: of models of events of several sub-detectors: also write what they look at (scores without each
+            sub-detector and the like), which takes several times as long as the scores.
+        cost: of models of pixel maps: also measure time and memory of one event.
         device: auto, cpu, cuda, ...
         threads: CPU threads; null = OMP_NUM_THREADS, else all cores.
         out: folder of the results; null = evaluation/<split or file>/ in the run folder, else in
@@ -75,6 +78,7 @@ class EvaluateOptions:
     max_events: int | None = None
     examples: int = 3
     interpret: bool = True
+    cost: bool = True
     device: str = "auto"
     threads: int | None = None
     out: str | None = None
@@ -109,11 +113,13 @@ def run(args: Sequence[str]) -> dict:
         examples=options.examples,
         provenance=origin,
         interpret=options.interpret,
+        cost=options.cost,
     )
     (out / "config.yaml").write_text(began.config)
     Console().print(Markdown(summary(found)))
     pictures = ", ".join(sorted(path.name for path in out.glob("*.png")))
-    drawn = f"Pictures beside them: {pictures}." if pretrained.of_streams else f"Event displays: {out / 'events.html'}."
+    page = out / "events.html"
+    drawn = f"Event displays: {page}." if page.is_file() else f"Pictures beside them: {pictures}."
     print(f"\nTables: {out / 'report.md'}. {drawn}")
     return found
 
@@ -125,7 +131,7 @@ def check(options: EvaluateOptions) -> None:
 
 def open_events(
     pretrained: Pretrained, data: EventDataModule, options: EvaluateOptions
-) -> PILArNetReader | StreamReader:
+) -> PILArNetReader | StreamReader | ImageReader:
     """The events to score.
 
     Raises:
@@ -133,10 +139,13 @@ def open_events(
             or no event at all.
         FileNotFoundError: ``events`` names nothing.
     """
-    if pretrained.of_streams:
+    if pretrained.inputs != "points":
         check_model(pretrained)  # refuses an encoder without a task, before any file is looked for
         if options.events is None:
             return data.open(options.split, options.max_events, None)
+        if pretrained.inputs == "images":
+            kind = {"size": data.size, "centre": data.centre, "detector": data.detector}
+            return ImageReader(options.events, options.max_events, **kind)
         return StreamReader(options.events, data.min_voxels, options.max_events, origin_mm=data.origin_mm)
     task = task_of(pretrained)
     reader = PILArNetReader(

@@ -82,7 +82,7 @@ class EventEvaluation:
             for label, names in self.classes.items():
                 true, p = int(event.truth[label]), prediction.probability[label]
                 row[label] = names[true] if true >= 0 else None
-                row[f"{label}_found"] = prediction.label(label)
+                row[f"{label}_found"], row[f"{label}_found_p"] = prediction.label(label), float(p.max())
                 row[f"{label}_p"] = float(p[true]) if true >= 0 else None
             for name, found in prediction.value.items():
                 true = true_value(event, name)

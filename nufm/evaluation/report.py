@@ -11,16 +11,18 @@ from typing import Any
 
 from nufm.checkpoint import Pretrained
 from nufm.data.event import Event
+from nufm.data.images import ImageEvent
 from nufm.data.prediction import LEAST_TRANSVERSE
 from nufm.data.streams import StreamEvent
-from nufm.evaluation.event_scores import EventEvaluation, check_events
+from nufm.evaluation.event_scores import EventEvaluation, WholeEvent, check_events
+from nufm.evaluation.image_scores import add_cost, draw_image_scores
 from nufm.evaluation.scores import Evaluation, Example, batches, check, evaluate
 from nufm.evaluation.tables import HEADS, percent, rounded, sections, table, title
 
 
 def write_evaluation(
     pretrained: Pretrained,
-    events: Sequence[Event] | Sequence[StreamEvent],
+    events: Sequence[Event] | Sequence[StreamEvent] | Sequence[ImageEvent],
     folder: str | Path,
     *,
     batch_size: int = 8,
@@ -28,19 +30,23 @@ def write_evaluation(
     progress: bool = True,
     provenance: Mapping[str, Any] | None = None,
     interpret: bool = False,
+    cost: bool = False,
 ) -> dict[str, Any]:
     """Score a model on labelled events, and write everything that shows how it did.
 
     Args:
-        pretrained: a model with a task, of points or of events with several streams.
+        pretrained: a model with a task, of points, of events with several streams or of pixel maps.
         events: a reader, or a list of events as they were read, with labels.
         folder: made if it is not there; results in it are replaced.
         batch_size: events at a time; no score depends on it.
-        examples: how many of the best and of the worst events to draw; of whole events, of how many to draw the hits
-            that move the answer, if ``interpret``.
+        examples: how many of the best and of the worst events to draw; of events with several streams, of how many to
+            draw the hits that move the answer, if ``interpret``; of pixel maps, how many of those that are wrong beside
+            one of each class that is right.
         progress: show a bar on the terminal.
         provenance: added to the scores: checkpoint, files, commit, machine.
-        interpret: of models of whole events: also say what they look at (``nufm.evaluation.interpretation``).
+        interpret: of models of events with several streams: also say what they look at
+            (``nufm.evaluation.interpretation``).
+        cost: of models of pixel maps: also measure time and memory of one event (``nufm.evaluation.cost``).
 
     Returns:
         What scores.json holds: :func:`nufm.evaluation.evaluate` with ``simulated``, ``examples`` and the provenance;
@@ -53,9 +59,10 @@ def write_evaluation(
     from nufm.display.geometry import is_simulated
 
     folder = Path(folder)
-    if pretrained.of_streams:
-        found, parts = _write_events(pretrained, events, folder, batch_size, progress, provenance)
-        if interpret:
+    if pretrained.inputs != "points":
+        of_maps = (examples, cost) if pretrained.inputs == "images" else None
+        found, parts = _write_events(pretrained, events, folder, batch_size, progress, provenance, of_maps)
+        if interpret and pretrained.inputs == "streams":
             from nufm.evaluation.interpretation import write_interpretation  # brings t-SNE
 
             drawn = {"batch_size": batch_size, "examples": examples, "simulated": found["simulated"]}
@@ -79,13 +86,15 @@ def write_evaluation(
 
 def _write_events(
     pretrained: Pretrained,
-    events: Sequence[StreamEvent],
+    events: Sequence[WholeEvent],
     folder: Path,
     batch_size: int,
     progress: bool,
     provenance: Mapping[str, Any] | None,
+    of_maps: tuple[int, bool] | None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """:func:`write_evaluation` of a model of events with several streams: the scores, and the parts of report.md."""
+    """:func:`write_evaluation` of a model of whole events: the scores, and the parts of report.md. ``of_maps``: how
+    many wrong events to draw, and whether to measure what an event costs; None if the events are no pixel maps."""
     from nufm.display.geometry import is_simulated
 
     task = check_events(pretrained, events)
@@ -93,15 +102,28 @@ def _write_events(
     predicted = pretrained.predict_each(events, batch_size, progress)  # keeps together what belongs together
     for batch in batches(events, batch_size, False):
         collected.add(batch, list(itertools.islice(predicted, len(batch))))
-    found = {**collected.result(), "simulated": is_simulated(events[0]), **(provenance or {})}
+    found = {**collected.result(), "inputs": pretrained.inputs, "simulated": is_simulated(events[0])}
+    found |= dict(provenance or {})
     folder.mkdir(parents=True, exist_ok=True)
+    examples, cost = of_maps or (0, False)
+    if cost:
+        add_cost(pretrained, events, found)
     _write_numbers(found, collected.per_event, folder)
     pictures = _draw_events(found, collected, folder)
+    if of_maps is not None:
+        for stale in ("examples.png", "events.html"):
+            (folder / stale).unlink(missing_ok=True)
+        for head, names in draw_image_scores(pretrained, events, found, collected, folder, examples).items():
+            pictures[head] = [*pictures.get(head, ()), *names]
     parts = [f"# {title(found)}\n", f"Model: {pretrained.source}. Scores of classes in per cent.\n"]
     for head, text in sections(found):
         parts.append(f"## {head}\n\n{text}")
-        parts += [f"![{head}]({name})\n" for name in pictures.get(head, ())]
-    parts.append("All events: events.csv.\n")
+        parts += [f"![{head}]({name})\n" for name in pictures.pop(head, ())]
+    for head, names in pictures.items():
+        parts.append(f"## {head}\n")
+        parts += [f"![{head}]({name})\n" for name in names]
+    more = " [events.html](events.html): the example events, to zoom." if (folder / "events.html").is_file() else ""
+    parts.append(f"All events: events.csv.{more}\n")
     return found, parts
 
 
@@ -112,10 +134,12 @@ def _draw_events(found: Mapping[str, Any], collected: EventEvaluation, folder: P
 
     written: dict[str, list[str]] = {}
     for label, scores in found["labels"].items():
-        heading, names = f"{label}: {title(found)}", [f"confusion_{label}.png", f"roc_{label}.png"]
-        confusion_matrix(scores["confusion"], scores["classes"], folder / names[0], heading, "events")
+        heading, names = f"{label}: {title(found)}", [f"roc_{label}.png"]
+        if found["inputs"] != "images":  # of which efficiency and purity are drawn
+            names.insert(0, f"confusion_{label}.png")
+            confusion_matrix(scores["confusion"], scores["classes"], folder / names[0], heading, "events")
         rows = [collected.scores[label]["auc"].samples(which).numpy() for which in ("score", "target")]
-        roc_curves(*rows, scores["classes"], scores["auc"], folder / names[1], heading)
+        roc_curves(*rows, scores["classes"], scores["auc"], folder / names[-1], heading)
         written[label.capitalize()] = names
     flavours = found["labels"].get("flavour", {}).get("classes", ())
     if found["quantities"]:

@@ -122,15 +122,41 @@ HEADS = {"visible": "Visible momentum", "jet": "Jet", "lepton": "Lepton", "missi
 
 
 def label_table(scores: Mapping[str, Any]) -> str:
-    """One-vs-rest AUC and recall of each class of a label, and the means."""
+    """One-vs-rest AUC, precision and recall of each class of a label, and the means."""
+    names = ("auc", "precision", "recall")
     rows = [
-        [name, percent(scores["auc"][c]), percent(scores["recall"][c]), f"{scores['support'][c]:,}"]
+        [name, *(percent(scores[score][c]) for score in names), f"{scores['support'][c]:,}"]
         for c, name in enumerate(scores["classes"])
     ]
-    recalls = [r for r in scores["recall"] if r is not None]
-    mean = percent(sum(recalls) / len(recalls) if recalls else None)
-    rows.append(["**macro**", f"**{percent(scores['macro_auc'])}**", f"**{mean}**", f"{sum(scores['support']):,}"])
-    return table(["class", "AUC, one against the rest", "recall", "events"], rows)
+    means = [f"**{percent(scores[f'macro_{score}'])}**" for score in names]
+    rows.append(["**macro**", *means, f"{sum(scores['support']):,}"])
+    return table(["class", "AUC, one against the rest", "precision", "recall", "events"], rows)
+
+
+def matrix_table(scores: Mapping[str, Any]) -> str:
+    """Efficiency and purity of every pair of a true and a predicted class."""
+    names, (efficiency, purity) = scores["classes"], (scores["efficiency"], scores["purity"])
+    rows = [
+        [f"true {name}", *(f"{percent(e)} / {percent(p)}" for e, p in zip(efficiency[c], purity[c], strict=True))]
+        for c, name in enumerate(names)
+    ]
+    text = (
+        "Efficiency, of the events of a row, and purity, of the events of a column: efficiencies of a row and purities "
+        "of a column add up to 100.\n"
+    )
+    return f"{table(['efficiency / purity', *names], rows)}\n{text}"
+
+
+def cost_text(cost: Mapping[str, Any]) -> str:
+    """Time and memory of one event."""
+    memory = f"; {cost['memory_gb']:.2f} GB ({cost['memory_is']})" if cost["memory_gb"] is not None else ""
+    threads = f", {cost['threads']} thread{'s' * (cost['threads'] != 1)}" if cost["threads"] else ""
+    low, high = cost["ms_quartiles"]
+    return (
+        f"One event at a time on {cost['device']}{threads}: {cost['ms']:.3g} ms in the network (quartiles {low:.3g} "
+        f"and {high:.3g}, {cost['repeats']} calls), {cost['ms_whole']:.3g} ms with its preparation{memory}. "
+        f"{cost['parameters']:,} parameters, {cost['weights_gb']:.3g} GB of weights.\n"
+    )
 
 
 def label_text(scores: Mapping[str, Any]) -> str:
@@ -175,7 +201,11 @@ def rounded(value: float | None, digits: int, sign: bool = False) -> str:
 
 def event_sections(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Heading and text of everything that was scored of whole events."""
-    parts = [(label.capitalize(), f"{label_table(s)}\n{label_text(s)}") for label, s in found["labels"].items()]
+    maps = found.get("inputs") == "images"
+    parts = [
+        (label.capitalize(), f"{label_table(s)}\n{label_text(s)}" + (f"\n{matrix_table(s)}" if maps else ""))
+        for label, s in found["labels"].items()
+    ]
     for name, rows in found["quantities"].items():
         what, unit = QUANTITIES[name]
         which = "; events that have one" if name == "lepton" else ""
@@ -196,6 +226,8 @@ def event_sections(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "vertex" in found:
         text = "Distance from the true vertex, and spread of the residuals on each axis, in mm.\n"
         parts.append(("Vertex", f"{text}\n{vertex_table(found['vertex'])}"))
+    if "cost" in found:
+        parts.append(("Cost of an event", cost_text(found["cost"])))
     return parts
 
 

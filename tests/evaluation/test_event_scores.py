@@ -95,7 +95,7 @@ def test_tables_hold_the_numbers():
     events = [labelled(i % 6) for i in range(24)]
     found, _ = scored(events, [predicted(e, int(e.truth["flavour"]), 0.8, 7.0) for e in events])
     text = summary({**found, "simulated": False})
-    assert "| νµ CC | 100.0 | 100.0 | 4 |" in text and "-0.200" in text and "simulated" not in text
+    assert "| νµ CC | 100.0 | 100.0 | 100.0 | 4 |" in text and "-0.200" in text and "simulated" not in text
     assert text.count("| all | 24 |") == 4, "visible, jet, missing p_T and vertex"
     assert "| all | 20 |" in text, "leptons of the charged currents"
 

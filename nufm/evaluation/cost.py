@@ -1,0 +1,161 @@
+"""What it costs to classify one event: milliseconds and memory.
+
+Time is that of one call with one event, the median over repeats after warm-up: of the network alone on a packed batch,
+and of the whole way from the event as it was read. Memory is that of the weights and of one call with one event: on a
+GPU torch's own peak; on a CPU, where torch keeps no such count, how much the resident memory of a fresh process grows
+between before the weights are read and the peak of a call.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nufm.checkpoint import Pretrained, from_pretrained
+
+WARM_UP, LEAST, MOST = 2, 5, 30  # calls
+BUDGET = 10.0  # seconds of timed calls: a slow model is repeated less often
+GIGABYTE = 1e9
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def cost_per_event(pretrained: Pretrained, events: Sequence[Any]) -> dict[str, Any]:
+    """Time and memory of a model with one event at a time.
+
+    Args:
+        pretrained: on the device that is asked about.
+        events: as they were read, at least one; they take turns.
+
+    Returns:
+        ``ms`` of the network, ``ms_whole`` from the event as it was read, ``ms_quartiles`` of ``ms``, ``repeats``;
+        ``memory_gb`` (10⁹ bytes) of weights and one call, ``memory_is``: how that was measured, None where it cannot
+        be; ``weights_gb``; ``parameters``; ``device`` and ``threads``.
+
+    Raises:
+        ValueError: no events.
+    """
+    if not events:
+        raise ValueError("no events to time a model with")
+    model = pretrained.model
+    device = next(model.parameters()).device
+    batches = [pretrained.batch([event]).to(device) for event in events]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        seconds = _timed([lambda b=b: model.predict(b) for b in batches], device)
+    model.train(was_training)
+    whole = _timed([lambda e=e: pretrained.predict([e], progress=False) for e in events], device)
+    memory, how = _memory(pretrained, events, batches[0], device)
+    return {
+        "ms": 1e3 * float(np.median(seconds)),
+        "ms_whole": 1e3 * float(np.median(whole)),
+        "ms_quartiles": [1e3 * float(q) for q in np.quantile(seconds, (0.25, 0.75))],
+        "repeats": len(seconds),
+        "memory_gb": None if memory is None else memory / GIGABYTE,
+        "memory_is": how,
+        "weights_gb": _bytes(model) / GIGABYTE,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+    }
+
+
+def _bytes(model: torch.nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def _timed(calls: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
+    """Seconds of each call, in turns, after warm-up; as many as fit into the budget."""
+
+    def once(number: int) -> float:
+        _wait(device)
+        begin = time.perf_counter()
+        calls[number % len(calls)]()
+        _wait(device)
+        return time.perf_counter() - begin
+
+    warm = [once(i) for i in range(WARM_UP)]
+    repeats = int(np.clip(BUDGET / max(warm[-1], 1e-9), LEAST, MOST))
+    return [once(i) for i in range(repeats)]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# ---------------------------------------------------------------------------------------- memory
+
+
+def _memory(
+    pretrained: Pretrained, events: Sequence[Any], batch: Any, device: torch.device
+) -> tuple[float | None, str | None]:
+    if device.type == "cuda":
+        others = torch.cuda.memory_allocated(device) - _bytes(pretrained.model)
+        torch.cuda.reset_peak_memory_stats(device)
+        with torch.no_grad():
+            pretrained.model.predict(batch)
+        return torch.cuda.max_memory_allocated(device) - max(others, 0), "largest allocation by torch"
+    if not Path(pretrained.source).exists() or not Path("/proc/self/status").is_file():
+        return None, None  # it cannot be opened again, or the system does not say
+    grown = _in_fresh_process(pretrained.source, events[:1])
+    return grown, "growth of the resident memory of a fresh process"
+
+
+def _in_fresh_process(source: str, events: Sequence[Any]) -> int:
+    """Bytes that a process grows by when it opens a checkpoint and predicts these events.
+
+    Raises:
+        RuntimeError: it fails, with what it said.
+    """
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in (str(ROOT), environment.get("PYTHONPATH")) if p)
+    ran = subprocess.run(
+        [sys.executable, "-m", "nufm.evaluation.cost"],
+        # Pickled by this process for its own child.
+        input=pickle.dumps((str(source), list(events), torch.get_num_threads())),
+        capture_output=True,
+        env=environment,
+    )
+    if ran.returncode:
+        raise RuntimeError(
+            f"{source}: the process that measures its memory failed: {ran.stderr.decode(errors='replace')[-2000:]}"
+        )
+    return int(ran.stdout.split()[-1])
+
+
+def _resident(name: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this process in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no field '{name}'")
+
+
+def _measure_here() -> int:
+    """The growth of this process, which was started for nothing else."""
+    source, events, threads = pickle.loads(sys.stdin.buffer.read())
+    torch.set_num_threads(threads)
+    torch.nn.functional.conv2d(torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3))  # threads and kernels are there
+    gc.collect()
+    before = _resident("VmRSS")
+    pretrained = from_pretrained(source)
+    gc.collect()
+    # The peak of reading the weights is not that of a call: forget it. (proc(5), /proc/pid/clear_refs)
+    Path("/proc/self/clear_refs").write_text("5")
+    pretrained.predict(events, progress=False)
+    return max(_resident("VmHWM") - before, 0)
+
+
+if __name__ == "__main__":
+    print(_measure_here())
