@@ -6,8 +6,9 @@ anodes and the faces of the volume, 0.1 m. Deposits are collected in cells of 1 
 σ = 1.3 mm across and 0.9 mm along the drift, per metre of drift; then the charge is counted in voxels of 5 mm.
 
 The charge of a cell is taken to be spread evenly in it, and each neighbouring voxel gets exactly the share that the
-Gaussian carries there (:func:`shares`); no random numbers. Charge is energy in MeV, without recombination, attenuation
-and noise, of which the paper says nothing. Voxels with less than ``threshold`` are not written.
+Gaussian carries there (:func:`spill`): no random numbers. Some crosses a cathode, as it would in a reconstruction from
+arrival times. Charge is energy in MeV, without recombination, attenuation and noise, of which the paper says nothing.
+Voxels with less than ``threshold`` are not written.
 
 Labels are those of PILArNet-M (:mod:`nufm.simulation.truth`), decided in the cells before the smearing; a voxel has the
 label of the fragment that left most energy in it.
@@ -30,7 +31,7 @@ from nufm.simulation.particles import MASS, codes_of
 from nufm.simulation.pixelmaps.generator import Interaction, generate
 from nufm.simulation.transport import Primaries, Settings, Transported, transport
 from nufm.simulation.truth import LabelRules, Truth, make_truth
-from nufm.simulation.voxels import Lattice, Recombination
+from nufm.simulation.voxels import W_ARGON, Lattice, Recombination
 
 DETECTOR = "pixel_lartpc"
 LATTICE = Lattice((400, 400, 1400), 5.0)
@@ -71,10 +72,8 @@ class PixelSpec:
             raise ValueError(f"mix is '{self.mix}', expected one of {', '.join(MIXES)}")
         if not 0.2 <= self.energy[0] <= self.energy[1] <= 20:
             raise ValueError(f"neutrino energies are {self.energy} GeV, expected 0.2 <= low <= high <= 20")
-        if min(self.diffusion) < 0 or max(self.diffusion) > 10:
-            raise ValueError(
-                f"diffusion is {self.diffusion} mm per metre, expected 0 … 10: charge reaches the next voxel only"
-            )
+        if min(self.diffusion) < 0 or max(self.diffusion) > 4:
+            raise ValueError(f"diffusion is {self.diffusion} mm per metre, expected 0 … 4: into the next voxel only")
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -181,38 +180,30 @@ def read_out(deposited: Transported, spec: PixelSpec) -> Truth:
 
 
 def smear(cells: Truth, spec: PixelSpec) -> Truth:
-    """Voxels of 5 mm from cells of 1 × 5 × 5 mm³: diffusion, the threshold, the label with most energy."""
-    fragment = np.repeat(np.arange(len(cells.cluster)), cells.cluster[:, 0])
-    key, sums, outside = _smear(
+    """Voxels of 5 mm from cells of 1 × 5 × 5 mm³: diffusion, the threshold, the label with most energy.
+
+    Energy is conserved: cells = voxels + ``below_threshold`` + ``outside``.
+    """
+    voxel, energy, time, fragment, below, outside = _smear(
         cells.point[:, :3].astype(np.int64),
         cells.point[:, 4].astype(np.float64),
         cells.point[:, 5].astype(np.float64),
-        fragment,
-        len(cells.cluster),
+        np.repeat(np.arange(len(cells.cluster)), cells.cluster[:, 0]),
         np.array(LATTICE.size),
         LATTICE.pitch,
         np.array(ANODES),
         spec.diffusion[0] / 1000,
         spec.diffusion[1] / 1000,
+        spec.threshold,
     )
-    order = np.argsort(key)
-    voxel, fragment, sums = key[order] // len(cells.cluster), key[order] % len(cells.cluster), sums[order]
-    first = np.flatnonzero(np.diff(voxel, prepend=-1))
-    energy, time = (np.add.reduceat(sums[:, k], first) if len(first) else np.zeros(0) for k in (0, 1))
-    best = np.lexsort((fragment, -sums[:, 0], voxel))[first]  # in each voxel the fragment with most energy
-    voxel, fragment = voxel[first], fragment[best]
-    kept = energy >= spec.threshold
-    below = cells.below_threshold + float(energy[~kept].sum())
-    voxel, fragment, energy, time = voxel[kept], fragment[kept], energy[kept], time[kept]
-
     order = np.lexsort((voxel, fragment))
     point = np.zeros((len(voxel), 8), dtype=np.float32)
     point[:, :3] = np.stack(np.unravel_index(voxel[order], LATTICE.size), axis=1)
     point[:, 3] = point[:, 4] = energy[order]
-    point[:, 5] = (time / np.where(energy > 0, energy, 1))[order]
-    point[:, 6] = energy[order] / Recombination().w
+    point[:, 5] = time[order]
+    point[:, 6] = energy[order] / W_ARGON
     cluster, extra = _kept_rows(cells.cluster, cells.cluster_extra, np.bincount(fragment, minlength=len(cells.cluster)))
-    return Truth(point, cluster, extra, below, cells.outside + outside)
+    return Truth(point, cluster, extra, cells.below_threshold + below, cells.outside + outside)
 
 
 def _kept_rows(cluster: np.ndarray, extra: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -246,57 +237,87 @@ def spill(low, high, border, sigma):
 
 
 @njit(cache=True, error_model="numpy")
-def _smear(cell, energy, time, fragment, n_fragments, size, pitch, anodes, across, along):
-    """(voxel × n_fragments + fragment) keys, their sums of energy and energy × time, and the energy
-    that left the lattice or came in crumbs of less than an eV × 1e-3."""
+def _smear(cell, energy, time, fragment, size, pitch, anodes, across, along, threshold):
+    """Of voxels with at least ``threshold``: number, energy, mean time, fragment with most energy; and the energy of
+    the others, and that which left the lattice."""
     n = cell.shape[0]
-    capacity = 27 * n
-    bits = 6
-    while (1 << bits) <= capacity:
+    most = 27 * n  # a cell gives to its voxel and the 26 around it
+    bits = 4
+    while (1 << bits) <= most:
         bits += 1
     table = np.full(1 << bits, -1, dtype=np.int32)
     mask = (1 << bits) - 1
-    keys = np.empty(capacity, dtype=np.int64)
-    sums = np.zeros((capacity, 2))
-    found = 0
+    voxel = np.empty(most, dtype=np.int64)
+    sums = np.zeros((most, 2))
+    head = np.empty(most, dtype=np.int32)  # the last gift to each voxel; others follow, one per fragment
+    giver = np.empty(most, dtype=np.int32)
+    gift = np.empty(most)
+    following = np.empty(most, dtype=np.int32)
+    n_voxels = 0
+    n_gifts = 0
+    below = 0.0
     outside = 0.0
-    left = 0.0  # crumbs
-    thin = pitch / 5
+    thin = pitch / CELLS
     px = np.empty(3)
-    py = np.empty(3)
+    pt = np.empty(3)
     for i in range(n):
-        # drift from the middle of the cell to the next anode; the smearing does not change within a cell
-        middle = (cell[i, 0] + 0.5) * thin - 0.5 * pitch * size[0]
-        drift = 1e30
-        for a in anodes:
-            drift = min(drift, abs(middle - a))
-        # along x: positions in the voxel of five cells
-        part = cell[i, 0] % 5
-        sigma = along * drift
-        px[2] = spill(part * thin, (part + 1) * thin, pitch, sigma)
-        px[0] = spill((4 - part) * thin, (5 - part) * thin, pitch, sigma)
+        drift = 1e30  # from the middle of the cell to the next anode
+        for anode in anodes:
+            drift = min(drift, abs((cell[i, 0] + 0.5) * thin - 0.5 * pitch * size[0] - anode))
+        part = cell[i, 0] % CELLS
+        px[2] = spill(part * thin, (part + 1) * thin, pitch, along * drift)
+        px[0] = spill((CELLS - 1 - part) * thin, (CELLS - part) * thin, pitch, along * drift)
         px[1] = 1.0 - px[0] - px[2]
-        py[0] = py[2] = spill(0.0, pitch, pitch, across * drift)
-        py[1] = 1.0 - 2.0 * py[0]
-        for a in range(3):
-            for b in range(3):
-                for c in range(3):
-                    e = energy[i] * px[a] * py[b] * py[c]
-                    if e <= 1e-9:  # MeV
-                        left += e
-                        continue
-                    x, y, z = cell[i, 0] // 5 + a - 1, cell[i, 1] + b - 1, cell[i, 2] + c - 1
-                    if x < 0 or y < 0 or z < 0 or x >= size[0] or y >= size[1] or z >= size[2]:
-                        outside += e
-                        continue
-                    key = ((x * size[1] + y) * size[2] + z) * n_fragments + fragment[i]
-                    slot = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & mask
-                    while table[slot] >= 0 and keys[table[slot]] != key:
-                        slot = (slot + 1) & mask
-                    if table[slot] < 0:
-                        table[slot] = found
-                        keys[found] = key
-                        found += 1
-                    sums[table[slot], 0] += e
-                    sums[table[slot], 1] += e * time[i]
-    return keys[:found].copy(), sums[:found].copy(), outside
+        pt[0] = pt[2] = spill(0.0, pitch, pitch, across * drift)
+        pt[1] = 1.0 - 2.0 * pt[0]
+        for k in range(27):
+            a, b, c = k // 9, k // 3 % 3, k % 3
+            e = energy[i] * px[a] * pt[b] * pt[c]
+            if e < 1e-9:  # MeV: crumbs
+                below += e
+                continue
+            x, y, z = cell[i, 0] // CELLS + a - 1, cell[i, 1] + b - 1, cell[i, 2] + c - 1
+            if x < 0 or y < 0 or z < 0 or x >= size[0] or y >= size[1] or z >= size[2]:
+                outside += e
+                continue
+            key = (x * size[1] + y) * size[2] + z
+            slot = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & mask
+            while table[slot] >= 0 and voxel[table[slot]] != key:
+                slot = (slot + 1) & mask
+            v = table[slot]
+            if v < 0:
+                v = n_voxels
+                n_voxels += 1
+                table[slot] = v
+                voxel[v] = key
+                head[v] = -1
+            sums[v, 0] += e
+            sums[v, 1] += e * time[i]
+            g = head[v]
+            while g >= 0 and giver[g] != fragment[i]:
+                g = following[g]
+            if g < 0:
+                g = n_gifts
+                n_gifts += 1
+                giver[g] = fragment[i]
+                gift[g] = 0.0
+                following[g] = head[v]
+                head[v] = g
+            gift[g] += e
+    owner = np.empty(n_voxels, dtype=np.int64)
+    kept = np.zeros(n_voxels, dtype=np.bool_)
+    for v in range(n_voxels):
+        if sums[v, 0] < threshold:
+            below += sums[v, 0]
+            continue
+        kept[v] = True
+        sums[v, 1] /= sums[v, 0]
+        best = head[v]
+        g = following[best]
+        while g >= 0:
+            if gift[g] > gift[best] or (gift[g] == gift[best] and giver[g] < giver[best]):
+                best = g
+            g = following[g]
+        owner[v] = giver[best]
+    rows = np.flatnonzero(kept)
+    return voxel[rows], sums[rows, 0], sums[rows, 1], owner[rows], below, outside

@@ -240,8 +240,8 @@ def _tables(mass: float) -> np.ndarray:
         elastic = elastic_cross_section(energy, q2, mass)
         sigma[0, i] = NEUTRONS / (PROTONS + NEUTRONS) * np.sum(0.5 * (elastic[1:] + elastic[:-1]) * np.diff(q2))
         for mode, (q2, w), scale in (
-            (RESONANT, _resonant(20_000, rng), RESONANT_PLATEAU),
-            (DEEP_INELASTIC, _deep_inelastic(20_000, energy, rng), TOTAL_PER_GEV * energy),
+            (RESONANT, _resonant(5000, rng), RESONANT_PLATEAU),
+            (DEEP_INELASTIC, _deep_inelastic(5000, energy, rng), TOTAL_PER_GEV * energy),
         ):
             cosine = _kinematics(energy, q2, w, mass, NUCLEON)[0]
             sigma[mode, i] = scale * np.mean(np.abs(cosine) <= 1)
