@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from nufm.data.datamodule import SIMULATED, SPLITS, EventDataModule
-from nufm.data.image_files import ImageReader
-from nufm.data.image_hdf5 import HDF5
+from nufm.data.image_files import ImageReader, find_images, image_kind
 from nufm.data.image_transforms import Brightness, Coarse, Rebin
-from nufm.data.images import ImageBatch
+from nufm.data.images import ImageBatch, Unit
 from nufm.data.loader import EventDataset
-from nufm.data.pilarnet import find_files
-from nufm.data.pixelmaps import SIZE, Centre, ensure_maps, is_volume_file
+from nufm.data.pixelmaps import SIZE, Centre, ensure_maps
 from nufm.data.transforms import Transform
 
 
@@ -36,9 +35,13 @@ class ImageDataModule(EventDataModule):
         size: pixels per edge of the maps before the transforms; others are refused.
         centre: what the maps of 3D events are centred on, see :func:`nufm.data.pixelmaps.centre_of`.
         detector: of 3D events whose file does not say; None = pilarnet.
+        labels: label as in dense files and tables -> name of its class, where they are named otherwise.
+        unit: of the values of dense files that do not say.
+        pitch: mm per pixel of dense files and pictures that do not say.
         max_events: use this many training events; None = all.
         subset_seed: draw them at random with this seed; None = the first ones.
         max_eval_events: use this many validation and this many test events, the first ones; None = all.
+        mix: shares of the classes of simulated events, see ``nufm.simulation.pixelmaps.event.MIXES``.
         n_train: events to simulate for training, if ``root`` is ``simulated``.
         n_val: events to simulate for validation.
         n_test: events to simulate for testing.
@@ -61,9 +64,13 @@ class ImageDataModule(EventDataModule):
         size: int = SIZE,
         centre: Centre = "vertex",
         detector: str | None = None,
+        labels: dict[str, str] | None = None,
+        unit: Unit | None = None,
+        pitch: float | None = None,
         max_events: int | None = None,
         subset_seed: int | None = None,
         max_eval_events: int | None = None,
+        mix: Literal["published", "balanced"] = "published",
         n_train: int = 2000,
         n_val: int = 200,
         n_test: int = 400,
@@ -86,6 +93,7 @@ class ImageDataModule(EventDataModule):
         if size < 1:
             raise ValueError(f"size is {size}, expected 1 or more pixels per edge")
         self.size, self.centre, self.detector = size, centre, detector
+        self.labels, self.unit, self.pitch, self.mix = labels, unit, pitch, mix
         self.transforms = [Brightness()] if transforms is None else list(transforms)
         self.augment = list(augment or [])
         check_order(self.transforms, self.augment)
@@ -93,9 +101,11 @@ class ImageDataModule(EventDataModule):
     # ---- events
 
     def simulate(self) -> Path:
-        from nufm.simulation.pixelmaps.dataset import ensure_dataset  # imported here: it brings Numba
+        from nufm.simulation.pixelmaps.dataset import ensure_dataset  # imported here: they bring Numba
+        from nufm.simulation.pixelmaps.event import PixelSpec
 
-        return ensure_dataset(self.n_simulated, seed=self.simulation_seed, workers=self.simulation_workers)
+        spec = PixelSpec(mix=self.mix)
+        return ensure_dataset(self.n_simulated, self.simulation_seed, self.simulation_workers, spec)
 
     def prepare_data(self) -> None:
         super().prepare_data()
@@ -106,15 +116,14 @@ class ImageDataModule(EventDataModule):
     def _maps(self, split: str) -> Path:
         """Where the maps of a split are; those of 3D events are made if they are not there."""
         path = self.split_path(split)
-        if not path.is_dir() and path.suffix not in HDF5 and not any(c in str(path) for c in "*?["):
-            return path
-        files = find_files(path, HDF5)
-        if not all(map(is_volume_file, files)):
+        files = find_images(path)
+        if any(image_kind(file) != "volume" for file in files):  # a mixture is the reader's to refuse
             return path
         return ensure_maps(files, self.size, self.centre, self.detector)
 
     def open(self, split: str, max_events: int | None, subset_seed: int | None) -> ImageReader:
-        reader = ImageReader(self._maps(split), max_events, subset_seed, self.size)
+        said = {"labels": self.labels, "unit": self.unit, "pitch": self.pitch}
+        reader = ImageReader(self._maps(split), max_events, subset_seed, self.size, **said)
         if len(reader) == 0:
             raise ValueError(f"{self.split_path(split)}: there are no events")
         return reader

@@ -13,27 +13,112 @@
     truth/<name>     (n, ...)   names, shapes, units of ``nufm.data.images.TRUTH``; -1 or NaN = unknown. Any may be
                                 absent.
 
+**Dense HDF5**, made elsewhere. One of
+
+    images           (n, V, H, W)   views in the order xz, yz; with one view alone, the attribute ``views`` names it
+    xz, yz           (n, H, W)      each; if the attribute ``views`` of the file names one, the other may be absent
+
+    labels (label)   (n,)           names or numbers of classes, see ``nufm.data.images.class_numbers``; optional.
+                                    ``truth/<name>`` as above may be there, too.
+
+of bytes, grey values 0 … 255, or of any numbers with an attribute ``unit`` of the file, ``MeV`` or ``grey``. Further
+attributes: ``pitch`` (mm), ``row_0`` ("lowest" transverse coordinate, the default, or "highest" as in a picture),
+``producer``. A view of zeros is an empty view, not a missing one.
+
+**PNG and CSV**: a table ``*.csv`` in UTF-8 with a line for each event,
+
+    name,xz,yz,label
+    7,maps/7_xz.png,maps/7_yz.png,numu CC
+    8,maps/8_xz.png,,NC                                 this event has no view yz
+
+The pictures, relative to the table, are 8-bit and grey (or R = G = B), all of one size, z to the right and the
+transverse coordinate UP, as a picture of the detector: the top line of a picture is the highest row of a map. An empty
+cell is a missing view; a file that is not there is an error, and so is a path that names the other view. The column
+``label`` may be absent, empty cells are unknown. Columns with the names of ``TRUTH`` (neutrino_energy; lepton_x,
+lepton_y, lepton_z) are read as well, others are left alone.
+
 **3D events** in PILArNet-M files are projected when they are read: :mod:`nufm.data.pixelmaps`.
+
+Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
+import h5py
 import numpy as np
 
-from nufm.data.image_hdf5 import HDF5, SparseFile
-from nufm.data.images import TRUTH, ImageEvent
+from nufm.data.image_arrays import ArrayFile, is_array_file
+from nufm.data.image_hdf5 import HDF5, LAYOUT, SparseFile
+from nufm.data.image_png import COLUMNS, PngTable
+from nufm.data.images import TRUTH, ImageEvent, Unit
 from nufm.data.pilarnet import chosen_events, find_files
-from nufm.data.pixelmaps import SIZE, Centre, VolumeFile, is_volume_file
+from nufm.data.pixelmaps import SIZE, Centre, VolumeFile
 
 log = logging.getLogger(__name__)
 
+TABLES = (".csv",)
 MAX_OPEN_FILES = 128  # per process: many systems allow 1024 in all, and there are workers
+Kind = Literal["sparse", "dense", "png", "volume"]
+
+
+def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """HDF5 files and tables named by a path, a folder, a glob, or a list of these: sorted, each once.
+
+    Raises:
+        FileNotFoundError: one of them names nothing.
+        ValueError: pictures without a table, or HDF5 files beside tables.
+    """
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    for path in map(Path, paths):
+        folder = path.expanduser()
+        alone = folder.is_dir() and any(folder.glob("*.png")) and not any(folder.glob("*.csv"))
+        if path.suffix.lower() == ".png" or alone:
+            raise ValueError(
+                f"{path}: pictures without a table, expected a file events.csv with the columns {', '.join(COLUMNS)} "
+                "that says which belong together; give that"
+            )
+    files = find_files(paths, (*HDF5, *TABLES))
+    if 0 < sum(path.suffix in TABLES for path in files) < len(files):
+        raise ValueError(
+            f"{', '.join(map(str, paths))}: HDF5 files beside tables, found {', '.join(p.name for p in files[:5])}; "
+            "name the file that is meant, or a glob"
+        )
+    return files
+
+
+def image_kind(path: str | Path) -> Kind:
+    """What a file of images is: ``sparse`` or ``dense`` HDF5, the table of ``png`` files, or a ``volume`` of 3D events.
+
+    Raises:
+        ValueError: none of these.
+    """
+    path = Path(path)
+    if path.suffix in TABLES:
+        return "png"
+    if not h5py.is_hdf5(path):
+        raise ValueError(f"{path}: not an HDF5 file; give an .h5 file of pixel maps, or a table of PNG files (.csv)")
+    try:
+        with h5py.File(path, "r", locking="best-effort") as file:
+            if str(file.attrs.get("layout", "")) == LAYOUT:
+                return "sparse"
+            if "point" in file:
+                return "volume"
+            if is_array_file(file):
+                return "dense"
+            found, said = sorted(file), sorted(file.attrs)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be opened, it is truncated or damaged ({error}); get it again") from error
+    raise ValueError(
+        f"{path}: found {', '.join(found) or 'no data sets'} and the attributes {', '.join(said) or 'none'}, expected "
+        f"the attribute layout = '{LAYOUT}', or images (events, views, rows, columns), or xz and yz (events, rows, "
+        "columns), or 3D events (point)"
+    )
 
 
 class ImageFile(Protocol):
@@ -63,6 +148,9 @@ class ImageReader:
         size: pixels per edge that the maps must have; None: those of the first file, and 512 for 3D events.
         centre: of 3D events, what their maps are centred on, see :func:`nufm.data.pixelmaps.centre_of`.
         detector: of 3D events; None: what the file says, else ``pilarnet``.
+        labels: label as in dense files and tables -> name of its class, where they are named otherwise.
+        unit: of the values of dense files that do not say.
+        pitch: mm per pixel of dense files and pictures that do not say.
 
     Raises:
         FileNotFoundError: a path names nothing.
@@ -72,6 +160,7 @@ class ImageReader:
         files: sorted.
         n_total: events of the files.
         shape, pitch, unit: of all events.
+        producer: who made the events of the first file, as it says.
     """
 
     def __init__(
@@ -82,9 +171,15 @@ class ImageReader:
         size: int | None = None,
         centre: Centre = "vertex",
         detector: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        unit: Unit | None = None,
+        pitch: float | None = None,
     ) -> None:
-        self.files = find_files(paths, HDF5)
+        self.files = find_images(paths)
         self.size, self.centre, self.detector = size, centre, detector
+        self._said = {"labels": dict(labels or {}), "unit": unit, "pitch": pitch}
+        if pitch is not None and not (np.isfinite(pitch) and pitch > 0):
+            raise ValueError(f"pitch is {pitch}, expected a positive number of mm")
         self._open_files: dict[Path, ImageFile] = {}
         self._pid = os.getpid()
 
@@ -172,9 +267,14 @@ class ImageReader:
         return self._open_files[path]
 
     def _opened(self, path: Path) -> ImageFile:
-        if is_volume_file(path):
+        kind = image_kind(path)
+        if kind == "volume":
             return VolumeFile(path, self.size or SIZE, self.centre, self.detector)
-        return SparseFile(path)
+        if kind == "sparse":
+            return SparseFile(path)
+        if kind == "dense":
+            return ArrayFile(path, **self._said)
+        return PngTable(path, self._said["labels"], self._said["pitch"])
 
     def close(self) -> None:
         """Close the files; they open again when needed."""

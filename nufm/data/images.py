@@ -13,6 +13,7 @@ Shape legend: N pixels with charge of a view, B events, V = 2 views, H rows, W c
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -37,6 +38,56 @@ TRUTH: dict[str, tuple[tuple[int, ...], type, str]] = {
     "vertex": ((3,), np.float32, "mm"),
 }
 Unit = Literal["MeV", "grey"]
+UNKNOWN = -1
+
+
+def class_numbers(
+    labels: Sequence[object],
+    mapping: Mapping[str, str] | None = None,
+    where: str = "labels",
+    names: tuple[str, ...] = INTERACTION_NAMES,
+) -> np.ndarray:
+    """int64 (n,), the classes that labels of any spelling name; -1 unknown.
+
+    A label is a class's number, or its name: case, spaces, hyphens and underscores do not matter, and ν and µ may be
+    written nu and mu (``numu CC``). An empty label, or -1, is unknown.
+
+    Args:
+        labels: texts, bytes or whole numbers.
+        mapping: label -> one of ``names``, for labels that say it differently.
+        where: the file and field, for messages.
+        names: of the classes.
+
+    Raises:
+        ValueError: a label that names no class: says which, in which row, and the known ones.
+    """
+    known = {_spelling(name): number for number, name in enumerate(names)}
+    known |= {str(number): number for number in range(UNKNOWN, len(names))} | {"": UNKNOWN}
+    given = {str(label).strip(): str(name) for label, name in (mapping or {}).items()}
+    told = f"known classes: {', '.join(f'{number} = {name}' for number, name in enumerate(names))}"
+    for label, name in given.items():
+        if _spelling(name) not in known:
+            raise ValueError(f"{where}: label '{label}' stands for '{name}', expected a class; {told}")
+    found = np.empty(len(labels), dtype=np.int64)
+    for row, label in enumerate(labels):
+        text = (label.decode("utf-8", "replace") if isinstance(label, bytes) else str(label)).strip()
+        number = known.get(_spelling(given.get(text, text)))
+        if number is None:
+            raise ValueError(
+                f"{where}, row {row}: label '{text}' is not a class; {told}; an empty label is unknown. Say what other "
+                f"labels stand for, e.g. --data.labels '{{{text}: {names[-1]}}}'"
+            )
+        found[row] = number
+    return found
+
+
+def _spelling(name: str) -> str:
+    """A name without what may be written in several ways: both µ of Unicode, ν, spaces; 1.0 is 1."""
+    name = name.lower()
+    for letters, plain in (("ν", "nu"), ("\u00b5", "mu"), ("\u03bc", "mu")):
+        name = name.replace(letters, plain)
+    name = re.sub(r"^(-?\d+)\.0+$", r"\1", name.strip())
+    return name if name == str(UNKNOWN) else re.sub(r"[\s_-]+", "", name)
 
 
 @dataclass(frozen=True)

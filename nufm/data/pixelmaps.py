@@ -114,15 +114,6 @@ def pixel_pitch(detector: str) -> float:
 # ---------------------------------------------------------------------- files
 
 
-def is_volume_file(path: str | Path) -> bool:
-    """Whether a file holds 3D events: HDF5 with a data set ``point``."""
-    path = Path(path)
-    if not path.is_file() or not h5py.is_hdf5(path):
-        return False
-    with h5py.File(path, "r", locking="best-effort") as file:
-        return "point" in file
-
-
 class VolumeFile:
     """The events of one PILArNet-M file as pixel maps, projected when they are read.
 
