@@ -22,6 +22,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
@@ -124,7 +125,11 @@ class ImageViT(ImageNetwork):
             raise FileNotFoundError(f"{path}: no such file; expected safetensors of a timm VisionTransformer")
         if path.suffix != ".safetensors":
             raise ValueError(f"{path}: expected a .safetensors file; other formats may run code when they are read")
-        given = {k: v.float() for k, v in load_file(path).items() if not k.startswith(("head.", "fc_norm."))}
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file, or damaged ({error}); get it again") from error
+        given = {k: v.float() for k, v in tensors.items() if not k.startswith("head.")}
         own = self.vit.state_dict()
         if "pos_embed" in given:
             side = math.isqrt(given["pos_embed"].shape[1] - 1)
