@@ -118,10 +118,7 @@ def simulate_event(spec: PixelSpec, seed: int, stream: int, index: int) -> Pixel
     Raises:
         ValueError: 1000 draws in a row gave fewer than ``min_points`` voxels.
     """
-    # Class and flavour have their own random numbers: redrawn events must not change the shares.
-    first = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, index)))
-    label = int(first.choice(3, p=MIXES[spec.mix]))
-    neutrino = (14, 12, 14 if first.uniform() < 0.5 else 12)[label]
+    label, neutrino = draw_class(spec, seed, stream, index)
     high = LATTICE.high
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, index, attempt)))
@@ -141,6 +138,14 @@ def simulate_event(spec: PixelSpec, seed: int, stream: int, index: int) -> Pixel
         f"event {index}: {_ATTEMPTS} draws in a row had fewer than min_points = {spec.min_points} voxels (the last one "
         f"{len(truth)}); lower min_points, or raise the energies"
     )
+
+
+def draw_class(spec: PixelSpec, seed: int, stream: int, index: int) -> tuple[int, int]:
+    """Class of an event, and PDG of its neutrino. They have their own random numbers: events that are drawn again must
+    not change the shares."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, index)))
+    label = int(rng.choice(3, p=MIXES[spec.mix]))
+    return label, (14, 12, 14 if rng.uniform() < 0.5 else 12)[label]
 
 
 def primaries_of(interaction: Interaction, vertex: np.ndarray) -> Primaries:
