@@ -185,7 +185,7 @@ TITLES = {
 
 def _robustness(began: Opened, events: Sequence[ImageEvent]) -> Done:
     options = began.options
-    made = robustness.study_named(options.study, options.suppression)
+    made = robustness.study_named(options.study, options.suppression, events[0].unit)
     levels = robustness.levels_of(made, options.levels)
     found = robustness.sweep(
         began.pretrained, events, levels, batch_size=began.data.batch_size, seed=options.seed

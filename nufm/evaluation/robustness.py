@@ -39,6 +39,9 @@ from nufm.metrics import Calibration, ConfusionScores, OneVsRest
 NOMINAL = "as they are"
 RESAMPLES = 200  # bootstrap
 SUPPRESSION = 3.0  # of the noise, in σ
+# σ of the noise. A minimum-ionising particle leaves 1 MeV in a pixel of 5 mm of argon; with the default brightness the
+# grey values are as bright as the energies.
+NOISE = {"MeV": (0.05, 0.1, 0.2, 0.5, 1.0), "grey": (3, 6, 12, 26, 45)}
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,9 @@ def _coarser(how: str, make: Callable[[int], Transform], may_refuse: bool) -> Ca
     return level
 
 
-def _noise(suppression: float) -> Callable[[float], Level]:
+def _noise(suppression: float, unit: str) -> Callable[[float], Level]:
     def level(sigma: float) -> Level:
-        words = f"{sigma:g} MeV, above {suppression * sigma:g} MeV"
+        words = f"{sigma:g} {unit}, above {suppression * sigma:g} {unit}"
         return Level("noise", sigma, words, (PixelNoise(sigma, suppression * sigma),))
 
     return level
@@ -112,16 +115,18 @@ def _missing(number: float) -> Level:
     return Level(words, number, words, tuple(WithoutView(view) for view in missing))
 
 
-def study_named(name: str, suppression: float = SUPPRESSION) -> RobustnessStudy:
+def study_named(name: str, suppression: float = SUPPRESSION, unit: str = "MeV") -> RobustnessStudy:
     """The study of that name.
 
     Args:
         name: see the head of this file.
         suppression: of the noise study: pixels with at most so many σ read nothing.
+        unit: of the energies of the events: MeV, or grey.
 
     Raises:
         ValueError: there is none.
     """
+    said = {"grey": "grey values"}.get(unit, unit)
     dead = {
         of: lambda share, of=of: Level(of, share, f"{100 * share:g} % of the {of}", (DeadPixels(share, of),))
         for of in ("pixels", "columns")
@@ -133,7 +138,7 @@ def study_named(name: str, suppression: float = SUPPRESSION) -> RobustnessStudy:
     }
     studies = {
         "resolution": RobustnessStudy("edge of a pixel, of that of the training", coarser, (2, 4, 8), 1),
-        "noise": RobustnessStudy("σ of the noise (MeV)", {"noise": _noise(suppression)}, (0.05, 0.1, 0.2, 0.5, 1.0)),
+        "noise": RobustnessStudy(f"σ of the noise ({said})", {"noise": _noise(suppression, said)}, NOISE[unit]),
         "dead_pixels": RobustnessStudy("share that reads nothing", dead, (0.02, 0.05, 0.1, 0.2, 0.5)),
         "missing_view": RobustnessStudy("", {"view": _missing}, (1, 2, 3)),
         "gain": RobustnessStudy(
@@ -358,20 +363,16 @@ def macro_aucs(probability: np.ndarray, target: np.ndarray, times: np.ndarray) -
 
 def markdown(found: dict[str, Any]) -> str:
     """The table of a sweep, and what it says of its events."""
-    rows, notes = [], []
+    rows, more, notes = [], [], []
     for row in found["levels"]:
         if "refused" in row:
-            rows.append([row["words"], *["–"] * (5 + len(found["classes"]) + 1)])
-            notes.append(f"{row['words']}: the network refuses such images ({row['refused']})")
+            notes.append(f"{row['words'].capitalize()}: the network refuses such images ({row['refused']}).")
             continue
-        rows.append(
-            [
-                row["words"], _moved(row, "accuracy"), percent(row["macro_precision"]), percent(row["macro_recall"]),
-                _moved(row, "macro_auc"), *(percent(a) for a in row["auc"]), percent(row["expected_error"]),
-                f"{row['pixels']:,.0f}",
-            ]
-        )  # fmt: skip
-    head = ["", "accuracy", "precision", "recall", "macro AUC", *(f"AUC {c}" for c in found["classes"]), "ECE"]
+        name = row["words"]
+        moved = [_moved(row, score) for score in ("accuracy", "macro_auc")]
+        rows.append([name, *moved, percent(row["expected_error"]), f"{row['pixels']:,.0f}"])
+        means = (row["macro_precision"], row["macro_recall"])
+        more.append([name, *map(percent, (*means, *row["auc"])), ", ".join(f"{n:,}" for n in row["predicted"])])
     first = found["levels"][0]
     support = ", ".join(f"{n:,} {c}" for c, n in zip(found["classes"], found["support"], strict=True))
     origin = ", simulated by nufm" if found.get("simulated") else ""
@@ -379,10 +380,15 @@ def markdown(found: dict[str, Any]) -> str:
         0,
         f"In per cent; in brackets the change against events as they are and its standard error (the same events; "
         f"bootstrap). {found['events']:,} events{origin}: {support}; the accuracy of the first row has a standard "
-        f"error of {percent(first['accuracy_error'])}. Precision and recall: means over the classes. ECE: expected "
-        "calibration error. Pixels: mean number with charge in both views, as read.",
+        f"error of {percent(first['accuracy_error'])}. ECE: expected calibration error. Pixels: mean number with "
+        "charge in both views, as read. Precision and recall: means over the classes. Last column: events given to "
+        "each class.",
     )
-    return f"{table([*head, 'pixels'], rows)}\n" + "\n\n".join(notes) + "\n"
+    parts = (
+        table(["", "accuracy", "macro AUC", "ECE", "pixels"], rows),
+        table(["", "precision", "recall", *(f"AUC {c}" for c in found["classes"]), "said"], more),
+    )
+    return "\n".join(parts) + "\n" + "\n\n".join(notes) + "\n"
 
 
 def _moved(row: dict[str, Any], name: str) -> str:

@@ -234,7 +234,7 @@ def test_one_event_is_enough():
 def test_the_table_has_every_level_and_says_simulated():
     found = {**run("dead_pixels"), "simulated": True}
     text = markdown(found)
-    assert text.count("\n| ") == len(found["levels"]) + 1 and "simulated by nufm" in text  # and the head
+    assert text.count("\n| ") == 2 * len(found["levels"]) + 3 and "simulated by nufm" in text  # and the head
     assert "2 % of the columns" in text and "(+0.0 ± 0.0)" in text
 
 
