@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nufm.data.event import Event
+from nufm.data.images import ImageEvent
 from nufm.data.streams import StreamEvent
 from nufm.data.tokens import EventTokens
 from nufm.display.command import display
@@ -37,8 +38,18 @@ def tokenize(event: Event, size: str | None, encoder: Pretrained | None) -> Even
     return tokens_named(event, size, encoder)
 
 
-def explain(event: StreamEvent, encoder: Pretrained) -> Explanation:
-    """What ``--checkpoint`` says of an event of several sub-detectors, and which hits it owes that to."""
+def explain(event: StreamEvent | ImageEvent, encoder: Pretrained) -> Explanation:
+    """What ``--checkpoint`` says of an event of several sub-detectors, and which hits it owes that to; of pixel maps,
+    their class, and why if it can say."""
+    from nufm.checkpoint.kinds import check_event
+
+    check_event(event, encoder.inputs, encoder.source)
+    if isinstance(event, ImageEvent):
+        from nufm.evaluation.event_scores import check_model
+        from nufm.evaluation.image_scores import said_of
+
+        check_model(encoder)
+        return Explanation(lines=said_of(encoder, [event], next(iter(encoder.model.n_classes)))[0].lines)
     from nufm.evaluation.interpretation import explained
 
     return explained(encoder, event)

@@ -11,12 +11,17 @@ from typing import Protocol
 import numpy as np
 
 from nufm.data.event import Event
+from nufm.data.image_files import ImageReader
+from nufm.data.images import VIEWS, ImageEvent
 from nufm.data.pilarnet import PILArNetReader
 from nufm.data.stream_files import StreamReader
 from nufm.data.streams import StreamEvent
 from nufm.data.tokens import EventTokens
 from nufm.display.colours import pca_colours
 from nufm.display.event import compare_panels, draw_event
+from nufm.display.geometry import SIMULATED
+from nufm.display.image_interactive import write_image_html
+from nufm.display.images import draw_image_event
 from nufm.display.interactive import write_html
 from nufm.display.stream_interactive import write_stream_html
 from nufm.display.stream_panels import Explanation
@@ -30,6 +35,8 @@ THRESHOLD, MIN_POINTS = 0.13, 0  # MeV, and voxels, of files in the PILArNet-M l
 class Encoder(Protocol):
     """What a loaded checkpoint offers: see ``nufm.checkpoint.Pretrained``."""
 
+    inputs: str
+
     def features(self, event: Event) -> np.ndarray: ...
 
     def untrained(self) -> Encoder: ...
@@ -42,9 +49,9 @@ class Tokenize(Protocol):
 
 
 class Explain(Protocol):
-    """What a loaded checkpoint says of an event of several sub-detectors."""
+    """What a loaded checkpoint says of an event of several sub-detectors, or of pixel maps."""
 
-    def __call__(self, event: StreamEvent, encoder: Encoder) -> Explanation: ...
+    def __call__(self, event: StreamEvent | ImageEvent, encoder: Encoder) -> Explanation: ...
 
 
 def display(
@@ -55,7 +62,7 @@ def display(
     Args:
         load: opens what ``--checkpoint`` names.
         tokenize: makes what ``--tokens`` names.
-        explain: says what a checkpoint sees in an event of several sub-detectors.
+        explain: says what a checkpoint sees in an event of several sub-detectors or of pixel maps.
         arguments: command line, of the process by default.
 
     Returns:
@@ -80,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "file",
-        help="HDF5 file in the PILArNet-M layout, or events of several sub-detectors: HDF5, npz, or a folder of npz",
+        help="HDF5 file in the PILArNet-M layout; events of several sub-detectors: HDF5, npz, or a folder of npz; "
+        "pixel maps: HDF5, or a folder of PNG with a CSV table. With a --checkpoint of pixel maps, 3D events become maps",
     )
     parser.add_argument("--event", type=int, default=0, help="which event of the file (default 0)")
     parser.add_argument(
@@ -117,10 +125,15 @@ def _parser() -> argparse.ArgumentParser:
 def _display(
     load: Callable[[str], Encoder], tokenize: Tokenize, explain: Explain, options: argparse.Namespace
 ) -> list[Path]:
+    if holds_images(options.file):
+        return _display_images(load, explain, options)
     if holds_streams(options.file):
         return _display_streams(load, explain, options)
     if options.tokens == OWN and options.checkpoint is None:
         raise ValueError("--tokens without a size draws those of a checkpoint: add --checkpoint, or name a size, 5 say")
+    encoder = None if options.checkpoint is None else load(options.checkpoint)
+    if encoder is not None and encoder.inputs == "images":
+        return _display_images(lambda source: encoder, explain, options)
     threshold = THRESHOLD if options.energy_threshold is None else options.energy_threshold
     least = MIN_POINTS if options.min_points is None else options.min_points
     reader = PILArNetReader(options.file, threshold, least)
@@ -131,7 +144,6 @@ def _display(
         )
     event = reader[options.event]
     stem = options.out / f"{Path(options.file).stem}_{options.event}"
-    encoder = None if options.checkpoint is None else load(options.checkpoint)
     tokens = None  # made before anything is drawn: what cannot be had must not leave half of the pictures
     if options.tokens is not None:
         tokens = tokenize(event, None if options.tokens == OWN else options.tokens, encoder)
@@ -172,12 +184,7 @@ def holds_streams(path: str | Path) -> bool:
 
 
 def _display_streams(load: Callable[[str], Encoder], explain: Explain, options: argparse.Namespace) -> list[Path]:
-    for name in ("tokens", "energy_threshold", "min_points"):
-        if getattr(options, name) is not None:
-            raise ValueError(
-                f"{options.file} holds events of several sub-detectors: --{name.replace('_', '-')} is for those in the "
-                "PILArNet-M layout; leave it out"
-            )
+    _only_points(options, "events of several sub-detectors")
     reader = StreamReader(options.file)
     if not 0 <= options.event < len(reader):
         raise IndexError(
@@ -188,3 +195,52 @@ def _display_streams(load: Callable[[str], Encoder], explain: Explain, options: 
     said = None if options.checkpoint is None else explain(event, load(options.checkpoint))
     picture = draw_stream_event(event, stem.with_name(stem.name + ".png"), said=said)
     return [picture, write_stream_html(event, stem.with_name(stem.name + ".html"), said=said)]
+
+
+def _only_points(options: argparse.Namespace, what: str) -> None:
+    """Refuse flags that mean nothing for events of another kind."""
+    for name in ("tokens", "energy_threshold", "min_points"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"{options.file} holds {what}: --{name.replace('_', '-')} is for those in the PILArNet-M layout; leave "
+                "it out"
+            )
+
+
+# ---------------------------------------------------------------------- pixel maps
+
+
+def holds_images(path: str | Path) -> bool:
+    """Whether a file has pixel maps: a CSV table of pictures, a folder with one, or HDF5 that has views."""
+    path = Path(path)
+    if path.is_dir():
+        if any(path.glob("*.csv")):
+            return True
+        path = next(iter(sorted(p for p in path.iterdir() if p.suffix in (".h5", ".hdf5"))), path)
+    if path.suffix == ".csv":
+        return True
+    if not path.is_file() or path.suffix == ".npz":
+        return False
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            named = str(file.attrs.get("layout", "")).startswith("pixelmaps")
+            return named or any(name in file for name in ("images", *VIEWS))
+    except OSError:  # not HDF5: the reader says so
+        return False
+
+
+def _display_images(load: Callable[[str], Encoder], explain: Explain, options: argparse.Namespace) -> list[Path]:
+    _only_points(options, "pixel maps")
+    reader = ImageReader(options.file)
+    if not 0 <= options.event < len(reader):
+        raise IndexError(
+            f"{options.file}: there is no event {options.event}; it holds {len(reader)} events, counted from 0"
+        )
+    event = reader[options.event]
+    stem = options.out / f"{Path(options.file).stem}_{options.event}"
+    said = () if options.checkpoint is None else explain(event, load(options.checkpoint)).lines
+    simulated = SIMULATED in reader.producer
+    picture = draw_image_event(event, stem.with_name(stem.name + ".png"), simulated, said=said)
+    return [picture, write_image_html(event, stem.with_name(stem.name + ".html"), simulated, said=said)]

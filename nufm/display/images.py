@@ -76,7 +76,8 @@ def draw_image_event(
             box = ((0.85 + 5.3 * column) / 11.4, (5.35 - 4.75 * row) / height, 4.2 / 11.4, 3.9 / height)
             ax = figure.add_axes(box)
             drawn = draw_view(ax, event, view, limits, window)
-            ax.set_title(f"{view_title(event, view)}{', closer' if row else ''}", fontsize=12, color=INK)
+            words = f"{view.upper()}, closer" if row and view in event.views else view_title(event, view)
+            ax.set_title(words, fontsize=12, color=INK)
             if column and drawn is not None:
                 _colour_bar(figure, ax, drawn, event)
     return save(figure, path)
@@ -230,7 +231,7 @@ def image_truth(event: ImageEvent) -> str:
     if (mode := int(truth.get("mode", -1))) >= 0:
         parts.append(MODE_NAMES[mode])
     if np.isfinite(energy := float(truth.get("neutrino_energy", np.nan))):
-        parts.append(f"E_ν {energy:.2f} GeV")
+        parts.append(f"neutrino {energy:.2f} GeV")
     if np.isfinite(y := float(truth.get("inelasticity", np.nan))):
         parts.append(f"y {y:.2f}")
     lepton = np.asarray(truth.get("lepton", np.full(3, np.nan)), dtype=np.float64)
@@ -253,6 +254,11 @@ def view_title(event: ImageEvent, view: str) -> str:
 def _colour_bar(figure: object, ax: Axes, drawn: object, event: ImageEvent) -> None:
     box = ax.get_position()
     own = figure.add_axes((box.x1 + 0.012, box.y0, 0.014, box.height))
+    low, high = drawn.get_clim()
+    ticks = np.outer(10.0 ** np.arange(-6, 7), (1, 2, 5)).ravel()
+    ticks = ticks[(ticks >= low) & (ticks <= high)]
     bar = figure.colorbar(drawn, cax=own)
+    bar.ax.minorticks_off()
+    bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
     bar.set_label("energy of a pixel (MeV)" if event.unit == "MeV" else "grey value", fontsize=10, color=INK)
     bar.outline.set_visible(False)

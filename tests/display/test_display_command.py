@@ -20,7 +20,9 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "display.py"
 
 
 class Features:
-    """Stands for a loaded checkpoint."""
+    """Stands for a loaded checkpoint of points."""
+
+    inputs = "points"
 
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = scale
