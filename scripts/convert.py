@@ -1,4 +1,4 @@
-"""Convert events of several sub-detectors: npz files to HDF5, and back. See --help."""
+"""Convert events of several sub-detectors, npz files to HDF5 and back, and pixel maps. See --help."""
 
 from nufm.commands.convert import main
 

@@ -32,7 +32,8 @@ class ImageDataModule(EventDataModule):
         batch_size: events per optimiser step over ALL processes; each takes an equal share.
         num_workers: loader processes per training process.
         seed: fixes the order and all augmentations.
-        size: pixels per edge of the maps before the transforms; others are refused.
+        size: pixels per edge of the maps before the transforms, others are refused; None = what the files have, maps
+            that are not square too (of 3D events 512).
         centre: what the maps of 3D events are centred on, see :func:`nufm.data.pixelmaps.centre_of`.
         detector: of 3D events whose file does not say; None = pilarnet.
         labels: label as in dense files and tables -> name of its class, where they are named otherwise.
@@ -61,7 +62,7 @@ class ImageDataModule(EventDataModule):
         batch_size: int = 16,
         num_workers: int = 0,
         seed: int = 0,
-        size: int = SIZE,
+        size: int | None = SIZE,
         centre: Centre = "vertex",
         detector: str | None = None,
         labels: dict[str, str] | None = None,
@@ -90,7 +91,7 @@ class ImageDataModule(EventDataModule):
             simulation_seed,
             simulation_workers,
         )
-        if size < 1:
+        if size is not None and size < 1:
             raise ValueError(f"size is {size}, expected 1 or more pixels per edge")
         self.size, self.centre, self.detector = size, centre, detector
         self.labels, self.unit, self.pitch, self.mix = labels, unit, pitch, mix
@@ -119,7 +120,7 @@ class ImageDataModule(EventDataModule):
         files = find_images(path)
         if any(image_kind(file) != "volume" for file in files):  # a mixture is the reader's to refuse
             return path
-        return ensure_maps(files, self.size, self.centre, self.detector)
+        return ensure_maps(files, self.size or SIZE, self.centre, self.detector)
 
     def open(self, split: str, max_events: int | None, subset_seed: int | None) -> ImageReader:
         said = {"labels": self.labels, "unit": self.unit, "pitch": self.pitch}

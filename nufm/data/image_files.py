@@ -205,10 +205,11 @@ class ImageReader:
 
     def _check(self, file: ImageFile, path: Path) -> None:
         if self.size is not None and file.shape != (self.size, self.size):
+            theirs = file.shape[0] if file.shape[0] == file.shape[1] else "null"
             raise ValueError(
-                f"{path}: maps of {file.shape[0]} × {file.shape[1]} pixels, expected {self.size} × {self.size}; if the "
-                f"network takes these, set the size to theirs (--data.size {file.shape[0]}); if not, cut or pad them "
-                "with the transform nufm.data.image_transforms.Window"
+                f"{path}: maps of {file.shape[0]} × {file.shape[1]} pixels, expected {self.size} × {self.size}; to use "
+                f"them, set the size to theirs (--data.size {theirs}), and cut or pad them with the transform "
+                "nufm.data.image_transforms.Window if the network takes one size only"
             )
         for what in ("shape", "pitch", "unit"):
             if getattr(file, what) != getattr(self, what):

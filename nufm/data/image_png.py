@@ -249,7 +249,8 @@ def write_png_folder(
             said = PngImagePlugin.PngInfo()
             said.add_text("Source", producer)
             said.add_text("pitch_mm", f"{event.pitch:g}")
-            row: dict[str, object] = {"name": event.name, "xz": "", "yz": "", "label": ""}
+            # the file, not where it lies: pictures are handed on
+            row: dict[str, object] = {"name": Path(event.name).name, "xz": "", "yz": "", "label": ""}
             for view in event.views:
                 row[view] = f"maps/{number:06d}_{view}.png"
                 grey = np.rint(brightness.values(event.image(view), event.unit) * GREY_LEVELS).astype(np.uint8)
