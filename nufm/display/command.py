@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "file",
         help="HDF5 file in the PILArNet-M layout; events of several sub-detectors: HDF5, npz, or a folder of npz; "
-        "pixel maps: HDF5, or a folder of PNG with a CSV table. With a --checkpoint of pixel maps, 3D events become maps",
+        "pixel maps: HDF5, or a folder of PNG with a CSV table. A --checkpoint of pixel maps also takes 3D events",
     )
     parser.add_argument("--event", type=int, default=0, help="which event of the file (default 0)")
     parser.add_argument(
