@@ -140,7 +140,7 @@ class FinetuneCLI(RunCLI):
     def _start_from_pretrained(self) -> None:
         source, regime = self.config.pretrained, self.model.regime
         if source is None:
-            if regime != "scratch" and self.resume_from is None:
+            if self.model.needs_encoder and self.resume_from is None:
                 raise ValueError(
                     f"regime '{regime}' starts from a pretrained encoder: name it with --pretrained RUN (a run of "
                     "scripts/pretrain.py), or train from random weights with --model.regime scratch"
@@ -151,7 +151,7 @@ class FinetuneCLI(RunCLI):
         pretrained = from_pretrained(source)
         if pretrained.task is not None:
             print(f"note: the encoder of {source} was trained on labels (task '{pretrained.task}'), not without them")
-        if regime != "scratch" and not self.model.transfers:
+        if self.model.needs_encoder and not self.model.transfers:
             data = self.datamodule
             if isinstance(data, StreamDataModule) and self.config.data.init_args.transforms is None:
                 take_transforms(self, pretrained)

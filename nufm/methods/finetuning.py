@@ -105,6 +105,11 @@ class FineTuning(LightningModule):
     def frozen_encoder(self) -> bool:
         return self.regime in ("lin", "dec")
 
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether the training starts from a pretrained encoder that must be given."""
+        return self.regime != "scratch"
+
     def load_encoder(self, encoder: nn.Module) -> None:
         """Start from the weights of a pretrained encoder. A mask token is needed in pretraining only and left out.
 

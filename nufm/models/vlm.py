@@ -26,14 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from nufm.data.images import INTERACTION_NAMES, ImageBatch
-from nufm.data.prompts import load_prompt
+from nufm.data.prompts import END_OF_LABEL, load_prompt
 from nufm.models.image_network import LABEL, ImageNetwork
+from nufm.models.label_scoring import SHARPENING, LabelScores, LabelTokens, Rule, score_labels
 from nufm.models.vlm_inputs import Example, PromptComposer, appended
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ARCHITECTURES = Path(__file__).parent / "architectures"  # configurations of bases that may not be at hand
 ADAPTER = (".lora_A.", ".lora_B.")  # in the names of what is trained
-SHARPENING = 5.0  # T of the first-token rule
 
 
 class VisionLanguageClassifier(ImageNetwork):
@@ -55,11 +55,12 @@ class VisionLanguageClassifier(ImageNetwork):
     Attributes:
         model: the base with the adapters in it.
         composer: text and pictures of a batch.
+        labels: tokens of the labels and of what stands before them.
 
     Raises:
         FileNotFoundError: there is no such base.
-        ValueError: it takes no pictures, is another than ``base_id`` says, has none of the ``targets``, or an argument
-            that cannot be meant.
+        ValueError: it takes no pictures, is another than ``base_id`` says, has none of the ``targets``, its tokenizer
+            cannot tell the labels apart (by the rule that is asked for), or an argument that cannot be meant.
 
     On the meta device no weights are read: the model has its shapes, and no tokenizer.
     """
@@ -73,7 +74,7 @@ class VisionLanguageClassifier(ImageNetwork):
         dropout: float = 0.05,
         targets: Sequence[str] = TARGETS,
         prompt: str = "physics",
-        rule: Literal["whole_label", "first_token"] = "whole_label",
+        rule: Rule = "whole_label",
         dtype: Literal["auto", "bfloat16", "float32"] = "auto",
         base_id: str | None = None,
     ) -> None:
@@ -93,6 +94,9 @@ class VisionLanguageClassifier(ImageNetwork):
             self.model, processor = load_base(base, quantization, dtype)
             self.composer = PromptComposer(processor, self.prompt)
             base_id = checked_identity(base, self.model, base_id)
+            self.labels = LabelTokens.of(processor.tokenizer, self.prompt.labels, self.prompt.answer, END_OF_LABEL)
+            if rule == "first_token":
+                self.labels.check_first_tokens()
         self.model.requires_grad_(False)
         if rank:
             add_adapters(self.model, rank, alpha, dropout, targets)
@@ -154,21 +158,14 @@ class VisionLanguageClassifier(ImageNetwork):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def prepare(
-        self, batch: ImageBatch, examples: Sequence[Example] = (), prefix: bool = True
-    ) -> dict[str, Tensor]:
-        """Inputs of ``model`` for a batch, padded on the left.
+    def prepare(self, batch: ImageBatch, examples: Sequence[Example] = ()) -> dict[str, Tensor]:
+        """Inputs of ``model`` for a batch up to where the answer begins, padded on the left.
 
         Args:
             batch: images in [0, 1].
             examples: events shown with their answers before each.
-            prefix: with the forced beginning of the answer.
         """
-        inputs = self.composer.inputs(batch, examples)
-        if prefix:
-            inputs = appended(inputs, [self.composer.prefix_tokens()] * len(batch), self.tokenizer.pad_token_id)
-            del inputs["labels"]
-        return self._placed(inputs)
+        return self._placed(self.composer.inputs(batch, examples))
 
     def prepare_answers(self, batch: ImageBatch, answers: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Inputs with whole answers (token ids of each event) behind the question; ``labels`` (B, L) has their ids, and
@@ -183,20 +180,13 @@ class VisionLanguageClassifier(ImageNetwork):
     # ---- what comes out
 
     def forward(self, batch: ImageBatch) -> dict[str, Tensor]:
-        """``interaction``: float32 logits (B, K), the log-probabilities of the labels (not normalised over classes)."""
-        return {LABEL: self.scores(batch)}
+        """``interaction``: float32 logits (B, K), log-probabilities of the classes by the rule."""
+        factor = SHARPENING if self.rule == "first_token" else 1.0
+        return {LABEL: (factor * self.scores(batch).log_probability).log_softmax(1)}
 
-    def scores(self, batch: ImageBatch, examples: Sequence[Example] = ()) -> Tensor:
-        """float32 (B, K), by ``rule``."""
-        inputs, labels = self.prepare(batch, examples), self.composer.label_tokens()
-        columns = []
-        for label in labels:
-            rows = appended(inputs, [label] * len(batch), self.tokenizer.pad_token_id)
-            wanted = rows.pop("labels")[:, -len(label) :]
-            logits = self.last_logits(rows, len(label) + 1)[:, :-1]
-            found = logits.float().log_softmax(-1).gather(2, wanted[:, :, None])[:, :, 0]
-            columns.append(SHARPENING * found[:, 0] if self.rule == "first_token" else found.sum(1))
-        return torch.stack(columns, 1)
+    def scores(self, batch: ImageBatch, examples: Sequence[Example] = ()) -> LabelScores:
+        """What the model holds for the answer, by ``rule``; see ``nufm.models.label_scoring``."""
+        return score_labels(self.model, self.prepare(batch, examples), self.labels, self.rule)
 
     def last_logits(self, inputs: dict[str, Tensor], n: int) -> Tensor:
         """Logits (B, n, vocabulary) of the last ``n`` tokens, without a cache."""
@@ -217,8 +207,14 @@ def _keep_adapters(module: nn.Module, state: dict[str, Any], prefix: str, metada
 
 
 def _forget_base(module: nn.Module, incompatible: Any) -> None:
-    """Weights of the base are not missing in a checkpoint."""
-    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if is_adapter(name)]
+    """Weights of the base are not missing in a checkpoint, whatever the network stands in."""
+    base = {n for part in (module.named_parameters(), module.named_buffers()) for n, _ in part if not is_adapter(n)}
+
+    def of_base(name: str) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[i:]) in base for i in range(len(parts)))
+
+    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if not of_base(name)]
 
 
 def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
