@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,13 +14,16 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from nufm.commands.inputs import Opened, command_parser, data_module, default_folder, main, opened, provenance
+from nufm.commands.lora_ranks import RANKS, lora_ranks, run_settings
+from nufm.commands.lora_ranks import markdown as ranks_table
 from nufm.data.images import ImageEvent
 from nufm.display.geometry import is_simulated
 from nufm.display.studies import Bars, Curves, reliability_pair, study_bars, study_curves
 from nufm.evaluation import robustness, temperature
 from nufm.evaluation.robustness import NOMINAL
 
-Study = Literal["resolution", "noise", "dead_pixels", "missing_view", "gain", "calibration"]
+Study = Literal["resolution", "noise", "dead_pixels", "missing_view", "gain", "calibration", "lora_rank"]
+ROBUST = ("resolution", "noise", "dead_pixels", "missing_view", "gain")
 STUDIES: tuple[Study, ...] = get_args(Study)
 
 USAGE = "python scripts/study.py NAME --checkpoint RUN_OR_EXPORT [--split SPLIT | --events FILE] [--KEY VALUE ...]"
@@ -34,6 +37,7 @@ One study of a trained classifier of pixel maps. Names:
   missing_view  one view, or both, not read out
   gain          all energies wrong by a factor, or every pixel by its own
   calibration   is it right as often as it is sure; with a temperature fitted on validation events
+  lora_rank     the run of an image-text model again, with adapters of rank 4, 8 and 16
 
   python scripts/study.py noise --checkpoint RUN
       on the test events of a run of scripts/finetune.py
@@ -42,6 +46,7 @@ One study of a trained classifier of pixel maps. Names:
   python scripts/study.py resolution --checkpoint RUN --events maps.h5
       a file or folder of pixel maps with labels
   python scripts/study.py calibration --checkpoint RUN
+  python scripts/study.py lora_rank --checkpoint RUN --ranks "[1, 8]" --seeds "[0, 1]"
 
 Writes NAME.json, NAME.md and NAME.png into studies/ of the run folder, and prints the table."""
 
@@ -60,6 +65,8 @@ class StudyOptions:
         suppression: of noise: pixels with at most so many σ read nothing.
         seed: fixes the noise, and what else is drawn.
         fit_split: of calibration: the events that the temperature is fitted on.
+        ranks: of lora_rank: ranks of the adapters.
+        seeds: of lora_rank: one training of every rank for each of them.
         device: auto, cpu, cuda, ...
         threads: CPU threads; null = OMP_NUM_THREADS, else all cores.
         out: folder of the results; null = studies/ in the run folder, else runs/studies/<checkpoint>/.
@@ -74,6 +81,8 @@ class StudyOptions:
     suppression: float = robustness.SUPPRESSION
     seed: int = 0
     fit_split: Literal["train", "val"] = "val"
+    ranks: list[int] = field(default_factory=lambda: list(RANKS))
+    seeds: list[int] = field(default_factory=lambda: [0])
     device: str = "auto"
     threads: int | None = None
     out: str | None = None
@@ -97,14 +106,16 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     began = opened(parser, named_first(args), DESCRIPTION, check)
     options, name = began.options, began.options.study
     events = open_events(began)
+    out = Path(options.out) if options.out else default_folder(options.checkpoint, "studies")
     if name == "calibration":
         done = _calibration(began, events)
+    elif name == "lora_rank":
+        done = _lora_rank(began, events, out)
     else:
         done = _robustness(began, events)
     found = {"study": name, "seed": options.seed, "simulated": is_simulated(events[0]), **done.found}
     where = Path(options.events).stem if options.events else options.split
     found |= provenance(began.pretrained, began.data, {where: events})
-    out = Path(options.out) if options.out else default_folder(options.checkpoint, "studies")
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     text = f"# {done.title}\n\n{done.markdown(found)}"
@@ -131,11 +142,13 @@ def named_first(args: Sequence[str]) -> list[str]:
 
 def check(options: StudyOptions) -> None:
     """Refuse settings before a checkpoint is opened."""
-    if options.levels is not None and options.study == "calibration":
-        raise ValueError("levels are of resolution, noise, dead_pixels, missing_view and gain; leave them out")
+    if options.levels is not None and options.study not in ROBUST:
+        raise ValueError(f"levels are of {', '.join(ROBUST)}, and not of {options.study}; leave them out")
     if options.suppression < 0:
         raise ValueError(f"suppression is {options.suppression}, expected a number of σ of at least 0")
-    if options.study != "calibration":
+    if options.study == "lora_rank":
+        run_settings(options.checkpoint)
+    if options.study in ROBUST:
         robustness.levels_of(robustness.study_named(options.study, options.suppression), options.levels)
 
 
@@ -244,3 +257,34 @@ def _calibration(began: Opened, events: Sequence[ImageEvent]) -> Done:
         reliability_pair(sides, path, title)
 
     return Done(found, "Calibration with a temperature", temperature.markdown, draw)
+
+
+# ---------------------------------------------------------------------- adapters
+
+
+def _lora_rank(began: Opened, events: Sequence[ImageEvent], out: Path) -> Done:
+    options = began.options
+    found = lora_ranks(
+        options.checkpoint,
+        events,
+        out / "lora_rank",
+        ranks=options.ranks,
+        seeds=options.seeds,
+        batch_size=began.data.batch_size,
+        threads=options.threads,
+        device=next(began.pretrained.model.parameters()).device,
+    )
+
+    def draw(found: dict[str, Any], path: Path, title: str) -> None:
+        panels = []
+        for score, words in SCORES.items():
+            lines = {
+                f"seed {r['seed']}": [
+                    (row["rank"], row["runs"][i][score], row["runs"][i].get(f"{score}_error")) for row in found["rows"]
+                ]
+                for i, r in enumerate(found["rows"][0]["runs"])
+            }
+            panels.append(Curves(words, "rank", lines, _largest(found, score), doubling=True))
+        study_curves(panels, path, title)
+
+    return Done(found, "Rank of the adapters", ranks_table, draw)

@@ -34,7 +34,11 @@ class Curves:
 
 
 def study_curves(
-    panels: Sequence[Curves], path: str | Path, title: str = "", reference: str = "largest class", columns: int = 4
+    panels: Sequence[Curves],
+    path: str | Path,
+    title: str = "",
+    reference: str = "always the largest class",
+    columns: int = 4,
 ) -> Path:
     """Draw scores in per cent against the strength of a harm, a line for each kind or model, with one standard error.
 
@@ -58,7 +62,7 @@ def study_curves(
     wide = min(len(panels), columns)
     tall = -(-len(panels) // wide)
     per_line = max(1, int(wide * 3.7 // (0.55 + 0.095 * max(map(len, names)))))
-    above = 0.75 + 0.26 * -(-(len(names) + 1) // per_line)
+    above = 0.5 + 0.26 * -(-(len(names) + 1) // per_line)
     width, height = 3.7 * wide + 0.3, 3.35 * tall + above
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     for index, panel in enumerate(panels):
@@ -153,7 +157,8 @@ def study_bars(cases: Sequence[str], panels: Sequence[Bars], path: str | Path, t
         ax.barh(y, np.nan_to_num(value), 0.68, color=[BARS[0], *[BARS[1]] * (len(cases) - 1)], zorder=2)
         if panel.errors:
             style = {"fmt": "none", "ecolor": INK, "elinewidth": 1.2, "capsize": 3, "zorder": 3}
-            ax.errorbar(np.nan_to_num(value), y, xerr=error, **style)
+            some = error > 0
+            ax.errorbar(np.nan_to_num(value)[some], y[some], xerr=error[some], **style)
         for row, (v, e) in enumerate(zip(value, error, strict=True)):
             words = "–" if np.isnan(v) else f"{v:.1f}"
             ax.text(np.nan_to_num(v) + e + 1.5, row, words, va="center", fontsize=9.5, color=INK)
