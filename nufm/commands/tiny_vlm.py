@@ -52,7 +52,7 @@ def make_tiny_vlm(folder: str | Path, family: Family = "mllama", seed: int = 0, 
         folder: made if it is not there.
         family: ``mllama``, as Llama 3.2 Vision, or ``idefics3``, as SmolVLM: picture tokens stand among the text's.
         seed: of the weights.
-        image_size: edge of a picture in pixels, a multiple of 16; others are resized to it.
+        image_size: edge of a picture in pixels, a multiple of 32; others are resized to it.
 
     Returns:
         The folder.
@@ -62,8 +62,8 @@ def make_tiny_vlm(folder: str | Path, family: Family = "mllama", seed: int = 0, 
     """
     if family not in IMAGE:
         raise ValueError(f"family is '{family}', expected one of {', '.join(IMAGE)}")
-    if image_size < 16 or image_size % 16:
-        raise ValueError(f"image_size is {image_size}, expected a multiple of 16 (patches of 8, merged in pairs)")
+    if image_size < 32 or image_size % 32:
+        raise ValueError(f"image_size is {image_size}, expected a multiple of 32 (patches of 16, merged in pairs)")
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     folder = Path(folder)
@@ -153,8 +153,8 @@ def make_processor(family: Family, tokenizer: Any, image_size: int) -> Any:
     images = Idefics3ImageProcessor(
         do_image_splitting=False, size={"longest_edge": image_size}, max_image_size={"longest_edge": image_size}
     )
-    # One token for 2 × 2 patches of 8 × 8 pixels.
-    return Idefics3Processor(images, tokenizer, image_seq_len=(image_size // 16) ** 2, chat_template=template)
+    # One token for 2 × 2 patches of 16 × 16 pixels.
+    return Idefics3Processor(images, tokenizer, image_seq_len=(image_size // 32) ** 2, chat_template=template)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from nufm.data.images import INTERACTION_NAMES, ImageBatch
 from nufm.data.prompts import END_OF_LABEL, load_prompt
+from nufm.models.constrained_generation import Answer, answer
 from nufm.models.image_network import LABEL, ImageNetwork
 from nufm.models.label_scoring import SHARPENING, LabelScores, LabelTokens, Rule, score_labels
 from nufm.models.vlm_inputs import Example, PromptComposer, appended
@@ -187,6 +188,11 @@ class VisionLanguageClassifier(ImageNetwork):
     def scores(self, batch: ImageBatch, examples: Sequence[Example] = ()) -> LabelScores:
         """What the model holds for the answer, by ``rule``; see ``nufm.models.label_scoring``."""
         return score_labels(self.model, self.prepare(batch, examples), self.labels, self.rule)
+
+    def explain(self, batch: ImageBatch, max_new_tokens: int = 100, beams: int = 1) -> list[Answer]:
+        """The whole answer for every event: the class of :meth:`predict`, then what the model says of it."""
+        inputs = self.prepare(batch)
+        return answer(self.model, inputs, self.labels, self.tokenizer, max_new_tokens, beams, self.rule)
 
     def last_logits(self, inputs: dict[str, Tensor], n: int) -> Tensor:
         """Logits (B, n, vocabulary) of the last ``n`` tokens, without a cache."""
