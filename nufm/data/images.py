@@ -87,7 +87,8 @@ def _spelling(name: str) -> str:
     for letters, plain in (("ν", "nu"), ("\u00b5", "mu"), ("\u03bc", "mu")):
         name = name.replace(letters, plain)
     name = re.sub(r"^(-?\d+)\.0+$", r"\1", name.strip())
-    return name if name == str(UNKNOWN) else re.sub(r"[\s_-]+", "", name)
+    # the sign of a number is no hyphen
+    return name if re.fullmatch(r"-?\d+", name) else re.sub(r"[\s_-]+", "", name)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ attribute ``detector``. View XZ sums over y and YZ over x, over the whole detect
 
 The maps are centred on the interaction (arXiv 2509.08461, §II), pixel (size//2, size//2); on what the paper does not
 say. Here it is, in this order, whichever is known: the true vertex of the neutrino; the point where most of the charge
-comes from, by the creation points of its particles (``cluster_extra``); the mean position of the charge.
+comes from, by the creation points of its particles (``cluster_extra``), if there is charge near it, since files without
+vertices hold zeros; the mean position of the charge.
 
 Shape legend: N voxels, P pixels of a view.
 """
@@ -34,6 +35,7 @@ from nufm.data.pilarnet import PILArNetReader, find_files
 log = logging.getLogger(__name__)
 
 SIZE = 512  # pixels per edge, arXiv 2509.08461, §II
+NEAR = 200.0  # mm: one and a half radiation lengths of argon, within which most photons leave charge
 Centre = Literal["vertex", "charge"]
 
 
@@ -86,8 +88,10 @@ def centre_of(event: Event, vertex: np.ndarray | None = None, kind: Centre = "ve
         if known.any():
             points, row = np.unique(event.vertex[known], axis=0, return_inverse=True)
             from_there = np.bincount(row.reshape(-1), weights=event.energy[known])
-            return _index(event.detector, points[from_there.argmax()])
-    return np.average(event.voxel, axis=0, weights=event.energy) + 0.5  # of the centres of the voxels
+            origin = points[from_there.argmax()].astype(np.float64)
+            if np.linalg.norm(detector.position(event.voxel) - origin, axis=1).min() <= NEAR:
+                return _index(event.detector, origin)
+    return np.average(event.voxel, axis=0, weights=event.energy) + 0.5  # of the voxels' middles
 
 
 def _index(detector: str, position: np.ndarray) -> np.ndarray:
@@ -155,7 +159,10 @@ class VolumeFile:
         if detector is not None and said and detector != said:
             raise ValueError(f"{path}: events of the detector '{said}', expected '{detector}'; leave the detector out")
         self.detector = detector or said or "pilarnet"
-        self.shape, self.pitch = (size, size), pixel_pitch(self.detector)
+        try:
+            self.shape, self.pitch = (size, size), pixel_pitch(self.detector)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         self._reader = PILArNetReader(self.path, energy_threshold, min_points=0, detector=self.detector)
         self.n_events = len(self._reader)
 
