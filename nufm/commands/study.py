@@ -62,7 +62,7 @@ class StudyOptions:
         events: file, folder or glob of pixel maps in place of a split.
         max_events: score the first ones only; null = all.
         levels: strengths to look at, of resolution, noise, dead_pixels, missing_view and gain; null = the usual ones.
-        suppression: of noise: pixels with at most so many σ read nothing.
+        suppression: of noise: pixels with at most so many σ read nothing, one series for each.
         seed: fixes the noise, and what else is drawn.
         fit_split: of calibration: the events that the temperature is fitted on.
         ranks: of lora_rank: ranks of the adapters.
@@ -78,7 +78,7 @@ class StudyOptions:
     events: str | None = None
     max_events: int | None = None
     levels: list[float] | None = None
-    suppression: float = robustness.SUPPRESSION
+    suppression: list[float] = field(default_factory=lambda: list(robustness.SUPPRESSION))
     seed: int = 0
     fit_split: Literal["train", "val"] = "val"
     ranks: list[int] = field(default_factory=lambda: list(RANKS))
@@ -144,8 +144,8 @@ def check(options: StudyOptions) -> None:
     """Refuse settings before a checkpoint is opened."""
     if options.levels is not None and options.study not in ROBUST:
         raise ValueError(f"levels are of {', '.join(ROBUST)}, and not of {options.study}; leave them out")
-    if options.suppression < 0:
-        raise ValueError(f"suppression is {options.suppression}, expected a number of σ of at least 0")
+    if not options.suppression or min(options.suppression) < 0:
+        raise ValueError(f"suppression is {options.suppression}, expected numbers of σ of at least 0")
     if options.study == "lora_rank":
         run_settings(options.checkpoint)
     if options.study in ROBUST:

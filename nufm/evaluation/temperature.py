@@ -223,12 +223,12 @@ def markdown(found: dict[str, Any]) -> str:
                 percent(s["accuracy"]), percent(s["macro_auc"]),
             ]
         )  # fmt: skip
-    head = ["", "ECE (%)", "largest error (%)", "NLL (nat)", "Brier", "mean confidence (%)", "accuracy (%)"]
+    head = ["", "ECE", "worst bin", "NLL", "Brier", "sure", "accuracy", "macro AUC"]
     fit, origin = found["fit"], ", simulated by nufm" if found.get("simulated") else ""
     text = (
         f"Temperature fitted on {fit['events']:,} validation events (NLL {fit['nll_before']:.3f} → {fit['nll']:.3f}), "
-        f"judged on {found['events']:,} others{origin}; {BINS} bins of confidence, the error of ECE is a bootstrap "
-        "over events. "
+        f"judged on {found['events']:,} others{origin}. In per cent, NLL in nat; ECE, expected calibration error, with "
+        f"{BINS} bins of confidence and a bootstrap over events; sure: mean confidence. "
     )
     if found["nll_change_error"] is not None:
         text += f"NLL changes by {found['nll_change']:+.4f} ± {found['nll_change_error']:.4f} (the same events). "
@@ -237,4 +237,4 @@ def markdown(found: dict[str, Any]) -> str:
         text += (
             f"The temperature is at the end of its range, {LEAST:g} … {MOST:g}: the validation events do not fix it. "
         )
-    return f"{table([*head, 'macro AUC (%)'], rows)}\n{text.strip()}\n"
+    return f"{table(head, rows)}\n{text.strip()}\n"

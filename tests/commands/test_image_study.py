@@ -127,7 +127,7 @@ def test_what_cannot_be_meant_is_said_in_a_line(folder, capsys):
     assert "unknown study 'rain', expected one of resolution" in said(["rain", *flags(folder)], capsys)
     assert "share is 3" in said(["dead_pixels", *flags(folder, "--levels", "[3]")], capsys)
     assert "leave them out" in said(["calibration", *flags(folder, "--levels", "[1]")], capsys)
-    assert "suppression is -1" in said(["noise", *flags(folder, "--suppression", "-1")], capsys)
+    assert "suppression is [-1.0]" in said(["noise", *flags(folder, "--suppression", "[-1]")], capsys)
     assert "events that it was fitted on" in said(["calibration", *flags(folder, "--split", "val")], capsys)
     assert "nowhere" in said(["noise", "--checkpoint", str(folder / "nowhere")], capsys)
     assert "required: checkpoint" in said(["noise"], capsys)
@@ -137,7 +137,7 @@ def test_what_cannot_be_meant_is_said_in_a_line(folder, capsys):
 def test_noise_of_grey_images_is_in_grey_values(folder, tmp_path):
     write_maps(tmp_path / "grey.h5", [e.replace(unit="grey") for e in toy_events(3)])
     found = run(["noise", *flags(folder, "--events", str(tmp_path / "grey.h5"), "--out", str(tmp_path))])
-    assert found["levels"][1]["words"] == "3 grey values, above 9 grey values" and not found["simulated"]
+    assert found["levels"][1]["words"] == "3 grey values, above 3 σ" and not found["simulated"]
     assert "grey values" in found["axis"]
 
 

@@ -169,10 +169,13 @@ def test_dead_pixels_take_their_share_of_the_charge():
 
 
 def test_noise_fills_the_map():
-    found = rows(run("noise", values=[0.1, 100.0]), "noise")
+    whole = run("noise", values=[0.1, 100.0])
+    found = rows(whole, "above 3 σ")
     share = 0.00135 * 2 * SIZE * SIZE  # Φ(-3) of all pixels of both views
     assert found[0.1]["pixels"] == pytest.approx(80 * 2 / 3 + share, rel=0.2)
     assert found[100.0]["accuracy"] < 0.7
+    quiet = rows(whole, "above 5 σ")[0.1]
+    assert quiet["pixels"] == pytest.approx(80 * 2 / 3, abs=1) and quiet["accuracy"] == 1.0
 
 
 def test_coarser_pixels_keep_the_sum_and_a_smaller_image_is_refused_by_who_has_one_size():
