@@ -42,6 +42,9 @@ class Answer:
     explanation: str
     n_tokens: int
 
+    def __str__(self) -> str:
+        return self.text
+
 
 def end_tokens(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
     """Tokens that end an answer: those of the model's generation settings and of the tokenizer."""
