@@ -5,7 +5,8 @@ A compact stand-in for the published generator (GENIE 3.0.6), with exact four-mo
 - They hit a nucleon of a Fermi gas (251 MeV/c, that of calcium; E. J. Moniz et al., Phys. Rev. Lett. 26 (1971) 445) on
   its mass shell; all is drawn in the nucleon's rest frame, with the energy that the neutrino has there.
 - Quasi-elastic: Q² by C. H. Llewellyn Smith, Phys. Rept. 3 (1972) 261, dipole form factors, axial mass 1.03 GeV; no
-  outgoing nucleon below the Fermi momentum (Pauli blocking). Neutral currents: elastic, with the same Q².
+  outgoing nucleon below the Fermi momentum (Pauli blocking; it shapes Q², not the share). Neutral currents: elastic,
+  with the same Q².
 - Resonant: the Δ(1232) alone, a Breit-Wigner in its mass, Q² by the dipole (1 + Q²/M_A²)⁻⁴, M_A = 1.05 GeV; it decays
   isotropically to a nucleon and a pion of the charges of isospin 3/2. (D. Rein, L. M. Sehgal, Ann. Phys. 133 (1981) 79
   have the other resonances, angles and interference.)
@@ -43,6 +44,7 @@ LEAST_W = 1.6
 # P. Rodrigues et al., Eur. Phys. J. C 76 (2016) 474), and all of σ/E above 30 GeV (J. A. Formaggio, G. P. Zeller, Rev.
 # Mod. Phys. 84 (2012) 1307, per GeV).
 RESONANT_PLATEAU, TOTAL_PER_GEV = 0.45, 0.677
+_ATTEMPTS = 1000  # of a mode just above its threshold
 _GRID = np.geomspace(0.1, 20.0, 60)  # GeV, of the cross-sections
 
 
@@ -94,30 +96,40 @@ def generate(energy: float, neutrino: int, is_cc: bool, rng: np.random.Generator
     mass = MASS[neutrino - 1] if is_cc else 0.0
     shares = _shares(energy, mass)
     beam = np.array([0.0, 0.0, energy, energy])
-    while True:  # another nucleon, another mode, until the kinematics are allowed
-        target = rng.normal(size=3)
-        target *= FERMI_MOMENTUM * rng.uniform() ** (1 / 3) / np.linalg.norm(target)
+    while True:
+        # The cross-sections know what the kinematics allow: the mode stays until a nucleon and a (Q², W) fit.
         mode = int(rng.choice(3, p=shares))
-        nucleon = _nucleon(mode, is_cc, rng)
-        target = np.append(target, math.sqrt(MASS[nucleon] ** 2 + target @ target))
-        seen = boosted(beam, target * (-1, -1, -1, 1))  # the neutrino in the rest frame of the nucleon
-        species, q2, w = _draw(mode, seen[3], mass, nucleon, is_cc, rng)
-        lepton = _lepton(seen, q2, w, mass, MASS[nucleon], rng)
-        if lepton is None:
-            continue
-        lepton = boosted(lepton, target)
-        system = beam + target - lepton
-        if mode == QUASI_ELASTIC:
-            if system[:3] @ system[:3] < FERMI_MOMENTUM**2:
-                continue
-            hadrons = system[None]
-        elif mode == RESONANT:
-            hadrons = boosted(phase_space(w, [MASS[abs(s)] for s in species], rng), system)
-        else:
-            hadrons = _longitudinal_phase_space(w, species, system, beam - lepton, rng)
-        pdg = np.array([neutrino - 1 if is_cc else neutrino, *species])
-        momentum = np.concatenate([lepton[None], hadrons])
-        return Interaction(pdg, momentum, neutrino, energy, is_cc, mode, nucleon, target, q2, w)
+        for _ in range(_ATTEMPTS):
+            if (found := _attempt(beam, mode, neutrino, mass, is_cc, rng)) is not None:
+                return found
+
+
+def _attempt(
+    beam: np.ndarray, mode: int, neutrino: int, mass: float, is_cc: bool, rng: np.random.Generator
+) -> Interaction | None:
+    """An interaction in a mode; None if what was drawn cannot be."""
+    target = rng.normal(size=3)
+    target *= FERMI_MOMENTUM * rng.uniform() ** (1 / 3) / np.linalg.norm(target)
+    nucleon = _nucleon(mode, is_cc, rng)
+    target = np.append(target, math.sqrt(MASS[nucleon] ** 2 + target @ target))
+    seen = boosted(beam, target * (-1, -1, -1, 1))  # the neutrino in the rest frame of the nucleon
+    species, q2, w = _draw(mode, seen[3], mass, nucleon, is_cc, rng)
+    lepton = _lepton(seen, q2, w, mass, MASS[nucleon], rng)
+    if lepton is None:
+        return None
+    lepton = boosted(lepton, target)
+    system = beam + target - lepton
+    if mode == QUASI_ELASTIC:
+        if system[:3] @ system[:3] < FERMI_MOMENTUM**2:
+            return None
+        hadrons = system[None]
+    elif mode == RESONANT:
+        hadrons = boosted(phase_space(w, [MASS[abs(s)] for s in species], rng), system)
+    else:
+        hadrons = _longitudinal_phase_space(w, species, system, beam - lepton, rng)
+    pdg = np.array([neutrino - 1 if is_cc else neutrino, *species])
+    momentum = np.concatenate([lepton[None], hadrons])
+    return Interaction(pdg, momentum, neutrino, float(beam[3]), is_cc, mode, nucleon, target, q2, w)
 
 
 def _nucleon(mode: int, is_cc: bool, rng: np.random.Generator) -> int:
