@@ -21,11 +21,13 @@ from nufm.checkpoint import check_compatible, from_pretrained, save_pretrained
 from nufm.checkpoint.kinds import inputs_of
 from nufm.cli import REPOSITORY, RunCLI, run
 from nufm.commands.inputs import check_labels, data_module, take_transforms
+from nufm.commands.teacher import Teacher
 from nufm.data.datamodule import PointDataModule
 from nufm.data.event import PointBatch
 from nufm.data.images import ImageBatch
 from nufm.data.stream_datamodule import StreamDataModule
 from nufm.data.streams import StreamBatch
+from nufm.methods.distillation import Distillation
 from nufm.methods.finetuning import FineTuning
 from nufm.running.folder import git_state
 
@@ -53,6 +55,8 @@ Writes scores, tables and pictures into a run folder.
       neutrino interactions in FASERCal: flavour, charm, momenta and vertex at once
   python scripts/finetune.py --config configs/tiny/pixelmap_cnn.yaml
       νµ CC, νe CC or NC from two projections; also pixelmap_vit.yaml, pixelmap_sparse.yaml
+  python scripts/finetune.py --config configs/tiny/pixelmap_distillation.yaml --model.teacher RUN
+      a small network learns from the answers of a large one, and from labels
   python scripts/finetune.py --pretrained RUN --data.max_events 20
       with the labels of 20 events
   python scripts/finetune.py --ckpt_path last
@@ -117,6 +121,16 @@ class FinetuneCLI(RunCLI):
             raise ValueError("data.views cuts events into pieces, for pretraining; leave it out")
         self._start_from_pretrained()
         self._check_labels()
+        if isinstance(self.model, Distillation):
+            self._find_teacher()
+
+    def _find_teacher(self) -> None:
+        if self.model.teacher is None:
+            raise ValueError(
+                "a student needs a teacher: name it with --model.teacher RUN, a run of scripts/finetune.py with a "
+                "configuration such as configs/tiny/pixelmap_vit.yaml or pixelmap_vlm.yaml"
+            )
+        self.model.ask = Teacher(self.model.teacher, self.trainer.strategy.root_device, self.datamodule.batch_size)
 
     def _check_labels(self) -> None:
         """Every file has the labels of the task; the first events of every split hold values that it knows."""
@@ -189,6 +203,7 @@ def finish(cli: RunCLI, console: Console) -> None:
             "method": cli.config.model.class_path,
             "regime": model.regime,
             "pretrained": None if cli.config.pretrained is None else "/".join(Path(cli.config.pretrained).parts[-2:]),
+            **({"teacher": "/".join(Path(model.teacher).parts[-2:])} if isinstance(model, Distillation) else {}),
             "steps": steps,
             "data": "simulated by nufm" if data.root == "simulated" else data.root,
             "commit": git_state(REPOSITORY)[0]["commit"],
