@@ -5,13 +5,17 @@ Shape legend: B events, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nufm.display.event_scores import roc_points
 from nufm.display.plots import DPI, FAINT, GREY, INK, LINES, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST = 1e4  # of the background rejection's axis
 
@@ -136,4 +140,83 @@ def rejection_curves(
     heading = {"ha": "center", "va": "center", "color": INK}
     figure.text(0.5, 1 - 0.27 / height, title or "background rejection", fontsize=14, fontweight="bold", **heading)
     figure.text(0.5, 1 - 0.55 / height, "by the probability of the signal's class", fontsize=10.5, **heading)
+    return save(figure, path)
+
+
+def compared_roc(
+    scores: Mapping[str, np.ndarray], target: np.ndarray, classes: Sequence[str], path: str | Path, title: str = ""
+) -> Path:
+    """Draw the ROC curves of several models: a panel for each class against the rest, a line for each model.
+
+    Args:
+        scores: model -> float (B, K) of every class.
+        target: int (B,) true class.
+        classes: K names.
+        path: PNG to write.
+        title: heading.
+
+    Raises:
+        ValueError: the scores are not those of these classes and events.
+    """
+
+    def curves(ax: Axes, c: int, draw: Callable[[str, np.ndarray, np.ndarray], None]) -> None:
+        ax.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.1)
+        for model, score in scores.items():
+            draw(model, *roc_points(score[:, c], target == c))
+        ax.set(xlim=(-0.01, 1), ylim=(0, 1.01))
+        ax.set_xlabel("other events let through", fontsize=11.5, color=INK)
+        ax.set_title(f"{classes[c]} against the rest", fontsize=12, color=INK)
+
+    return _compared(scores, target, classes, path, title or "ROC", "events of the class found", curves)
+
+
+def compared_rejection(
+    scores: Mapping[str, np.ndarray], target: np.ndarray, classes: Sequence[str], path: str | Path, title: str = ""
+) -> Path:
+    """Draw background rejection against signal efficiency of several models: a panel for each class against the rest,
+    a line for each model. Arguments and errors are those of :func:`compared_roc`."""
+
+    def curves(ax: Axes, c: int, draw: Callable[[str, np.ndarray, np.ndarray], None]) -> None:
+        by_chance = np.linspace(0.01, 1, 100)
+        ax.plot(by_chance, 1 / by_chance, color=GREY, linestyle="--", linewidth=1.1)
+        for model, score in scores.items():
+            draw(model, *rejection_points(score[:, c], target == c, (target != c) & (target >= 0)))
+        ax.set(yscale="log", xlim=(0, 1.01), ylim=(1, max(10.0, min(len(target), MOST))))
+        ax.set_xlabel("signal efficiency", fontsize=11.5, color=INK)
+        ax.set_title(f"signal {classes[c]}", fontsize=12, color=INK)
+
+    words = "background rejection, 1 / efficiency"
+    return _compared(scores, target, classes, path, title or "background rejection", words, curves)
+
+
+def _compared(
+    scores: Mapping[str, np.ndarray], target: np.ndarray, classes: Sequence[str], path: str | Path, title: str,
+    up: str, curves: Callable[[Axes, int, Callable[[str, np.ndarray, np.ndarray], None]], None],
+) -> Path:  # fmt: skip
+    from matplotlib.figure import Figure
+
+    for model, score in scores.items():
+        if score.shape != (len(target), len(classes)):
+            raise ValueError(f"{model}: score has shape {score.shape}, expected {(len(target), len(classes))}")
+    n, palette = len(classes), (*LINES, INK, "#882255")
+    width, height = 4.3 * n + 0.5, 5.3
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    colours = {model: palette[i % len(palette)] for i, model in enumerate(scores)}
+    for c in range(n):
+        ax = figure.add_axes(((0.8 + 4.3 * c) / width, 0.21, 3.4 / width, 0.62))
+
+        def draw(model: str, x: np.ndarray, y: np.ndarray, ax: Axes = ax) -> None:
+            ax.plot(x, y, color=colours[model], linewidth=1.7, label=model)
+
+        curves(ax, c, draw)
+        if c == 0:
+            ax.set_ylabel(up, fontsize=11.5, color=INK)
+            lines, labels = ax.get_legend_handles_labels()
+        ax.grid(color=FAINT, linewidth=0.7)
+        ax.tick_params(colors=INK)
+        for edge in ("top", "right"):
+            ax.spines[edge].set_visible(False)
+    figure.legend(lines, labels, loc="lower center", ncols=min(len(labels), 6), fontsize=10.5, frameon=False)
+    heading = {"ha": "center", "va": "center", "color": INK}
+    figure.text(0.5, 1 - 0.3 / height, title, fontsize=14, fontweight="bold", **heading)
     return save(figure, path)
