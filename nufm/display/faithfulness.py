@@ -55,7 +55,7 @@ def draw_faithfulness(
     rows = {name: row for name, row in rows.items() if row["events"]}
     if not rows:
         raise ValueError("draw_faithfulness: no region was cited in any event, there is nothing to draw")
-    below = 3.9 + 0.2 * len(_lines(shown)) if shown is not None else 0.0
+    below = 4.25 + 0.2 * len(_lines(shown)) if shown is not None else 0.0
     bars = 1.35 + 0.52 * len(rows)
     width, height = 9.6, bars + 0.5 + below
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
