@@ -77,7 +77,7 @@ class Distillation(ImageClassification):
         super().__init__(network, task, **options)
         if not temperature > 0 or not 0 <= soft_share <= 1:
             raise ValueError(
-                f"temperature is {temperature} and soft_share {soft_share}, expected a positive number and a share, 0 … 1"
+                f"temperature is {temperature} and soft_share {soft_share}, expected a positive number and 0 … 1"
             )
         self.teacher, self.temperature, self.soft_share = teacher, temperature, soft_share
         self.ask: Callable[[EventDataModule], SoftTargets] | None = None
