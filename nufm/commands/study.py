@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,16 +13,16 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from nufm.commands.inputs import Opened, command_parser, data_module, default_folder, main, opened, provenance
-from nufm.commands.lora_ranks import RANKS, lora_ranks, run_settings
-from nufm.commands.lora_ranks import markdown as ranks_table
+from nufm.commands.lora_ranks import RANKS, run_settings
+from nufm.commands.studies import ROBUST, study_of
 from nufm.data.images import ImageEvent
 from nufm.display.geometry import is_simulated
-from nufm.display.studies import Bars, Curves, reliability_pair, study_bars, study_curves
-from nufm.evaluation import robustness, temperature
-from nufm.evaluation.robustness import NOMINAL
+from nufm.evaluation import robustness
 
-Study = Literal["resolution", "noise", "dead_pixels", "missing_view", "gain", "calibration", "lora_rank"]
-ROBUST = ("resolution", "noise", "dead_pixels", "missing_view", "gain")
+Study = Literal[
+    "resolution", "noise", "dead_pixels", "missing_view", "gain",
+    "calibration", "faithfulness", "few_shot", "prompt", "lora_rank",
+]  # fmt: skip
 STUDIES: tuple[Study, ...] = get_args(Study)
 
 USAGE = "python scripts/study.py NAME --checkpoint RUN_OR_EXPORT [--split SPLIT | --events FILE] [--KEY VALUE ...]"
@@ -37,7 +36,14 @@ One study of a trained classifier of pixel maps. Names:
   missing_view  one view, or both, not read out
   gain          all energies wrong by a factor, or every pixel by its own
   calibration   is it right as often as it is sure; with a temperature fitted on validation events
-  lora_rank     the run of an image-text model again, with adapters of rank 4, 8 and 16
+  faithfulness  the most charge, and, of an image-text model, what its explanation cites, is covered up; patches of
+                equal charge for comparison
+
+Of image-text models alone:
+
+  few_shot      the base without adapters, with and without one labelled example of each class in the question
+  prompt        the question in other words than in training
+  lora_rank     the run again, with adapters of rank 4, 8 and 16
 
   python scripts/study.py noise --checkpoint RUN
       on the test events of a run of scripts/finetune.py
@@ -67,6 +73,9 @@ class StudyOptions:
         fit_split: of calibration: the events that the temperature is fitted on.
         ranks: of lora_rank: ranks of the adapters.
         seeds: of lora_rank: one training of every rank for each of them.
+        draws: of few_shot: sets of examples, from the training events.
+        prompts: of prompt: templates by name or path; null = all that nufm has.
+        patches: of faithfulness: patches of equal charge for each event.
         device: auto, cpu, cuda, ...
         threads: CPU threads; null = OMP_NUM_THREADS, else all cores.
         out: folder of the results; null = studies/ in the run folder, else runs/studies/<checkpoint>/.
@@ -83,6 +92,9 @@ class StudyOptions:
     fit_split: Literal["train", "val"] = "val"
     ranks: list[int] = field(default_factory=lambda: list(RANKS))
     seeds: list[int] = field(default_factory=lambda: [0])
+    draws: int = 3
+    prompts: list[str] | None = None
+    patches: int = 4
     device: str = "auto"
     threads: int | None = None
     out: str | None = None
@@ -107,12 +119,7 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     options, name = began.options, began.options.study
     events = open_events(began)
     out = Path(options.out) if options.out else default_folder(options.checkpoint, "studies")
-    if name == "calibration":
-        done = _calibration(began, events)
-    elif name == "lora_rank":
-        done = _lora_rank(began, events, out)
-    else:
-        done = _robustness(began, events)
+    done = study_of(name, began, events, out)
     found = {"study": name, "seed": options.seed, "simulated": is_simulated(events[0]), **done.found}
     where = Path(options.events).stem if options.events else options.split
     found |= provenance(began.pretrained, began.data, {where: events})
@@ -166,125 +173,3 @@ def open_events(began: Opened) -> Sequence[ImageEvent]:
     if options.events is None:
         return began.data.open(options.split, options.max_events, None)
     return ImageReader(options.events, max_events=options.max_events)
-
-
-@dataclass(frozen=True)
-class Done:
-    """A study that was made.
-
-    Attributes:
-        found: for the JSON.
-        title: in words.
-        markdown: table and text of what the JSON holds.
-        draw: (what the JSON holds, path, heading) -> picture.
-    """
-
-    found: dict[str, Any]
-    title: str
-    markdown: Callable[[dict[str, Any]], str]
-    draw: Callable[[dict[str, Any], Path, str], object]
-
-
-# ---------------------------------------------------------------------- robustness
-
-TITLES = {
-    "resolution": "Coarser pixels",
-    "noise": "Noise on every pixel",
-    "dead_pixels": "Dead pixels and columns",
-    "missing_view": "A view missing",
-    "gain": "Gain errors",
-}
-
-
-def _robustness(began: Opened, events: Sequence[ImageEvent]) -> Done:
-    options = began.options
-    made = robustness.study_named(options.study, options.suppression, events[0].unit)
-    levels = robustness.levels_of(made, options.levels)
-    found = robustness.sweep(
-        began.pretrained, events, levels, batch_size=began.data.batch_size, seed=options.seed
-    )
-    found = {k: v for k, v in found.items() if k not in ("probability", "target")}
-    found["axis"] = made.axis
-    draw = _draw_cases if options.study == "missing_view" else functools.partial(_draw_curves, options.study)
-    return Done(found, TITLES[options.study], robustness.markdown, draw)
-
-
-SCORES = {"accuracy": "accuracy", "macro_auc": "macro AUC", "expected_error": "expected calibration error"}
-
-
-def _draw_curves(name: str, found: dict[str, Any], path: Path, title: str) -> None:
-    rows = [row for row in found["levels"] if "refused" not in row]
-    series = list(dict.fromkeys(row["series"] for row in rows[1:])) or [NOMINAL]
-    panels = []
-    for score, words in SCORES.items():
-        lines = {
-            s: [(r["value"], r[score], r.get(f"{score}_error")) for r in rows if r["series"] in (s, NOMINAL)]
-            for s in series
-        }
-        panels.append(Curves(words, found["axis"], lines, _largest(found, score), name == "resolution"))
-    study_curves(panels, path, title)
-
-
-def _draw_cases(found: dict[str, Any], path: Path, title: str) -> None:
-    rows = [row for row in found["levels"] if "refused" not in row]
-    panels = [
-        Bars(words, [r[s] for r in rows], [r.get(f"{s}_error") for r in rows], _largest(found, s))
-        for s, words in SCORES.items()
-    ]
-    study_bars([row["words"] for row in rows], panels, path, title)
-
-
-def _largest(found: dict[str, Any], score: str) -> float | None:
-    """The score of whoever always says the largest class."""
-    return {"accuracy": max(found["support"]) / found["events"], "macro_auc": 0.5}.get(score)
-
-
-# ---------------------------------------------------------------------- calibration
-
-
-def _calibration(began: Opened, events: Sequence[ImageEvent]) -> Done:
-    options, data = began.options, began.data
-    if options.events is None and options.split == options.fit_split:
-        raise ValueError(
-            f"calibration: the temperature would be judged on the events that it was fitted on (split "
-            f"'{options.split}'); give another --split or --fit_split"
-        )
-    fitted_on = data.open(options.fit_split, None, None)
-    found = temperature.calibration_study(began.pretrained, fitted_on, events, batch_size=data.batch_size)
-
-    def draw(found: dict[str, Any], path: Path, title: str) -> None:
-        sides = {"as it is": found["before"], f"T = {found['fit']['temperature']:.2f}": found["after"]}
-        reliability_pair(sides, path, title)
-
-    return Done(found, "Calibration with a temperature", temperature.markdown, draw)
-
-
-# ---------------------------------------------------------------------- adapters
-
-
-def _lora_rank(began: Opened, events: Sequence[ImageEvent], out: Path) -> Done:
-    options = began.options
-    found = lora_ranks(
-        options.checkpoint,
-        events,
-        out / "lora_rank",
-        ranks=options.ranks,
-        seeds=options.seeds,
-        batch_size=began.data.batch_size,
-        threads=options.threads,
-        device=next(began.pretrained.model.parameters()).device,
-    )
-
-    def draw(found: dict[str, Any], path: Path, title: str) -> None:
-        panels = []
-        for score, words in SCORES.items():
-            lines = {
-                f"seed {r['seed']}": [
-                    (row["rank"], row["runs"][i][score], row["runs"][i].get(f"{score}_error")) for row in found["rows"]
-                ]
-                for i, r in enumerate(found["rows"][0]["runs"])
-            }
-            panels.append(Curves(words, "rank", lines, _largest(found, score), doubling=True))
-        study_curves(panels, path, title)
-
-    return Done(found, "Rank of the adapters", ranks_table, draw)

@@ -147,3 +147,16 @@ def test_the_script_helps(tmp_path):
         capture_output=True, text=True, cwd=REPOSITORY, env=environment(tmp_path), check=True,
     )  # fmt: skip
     assert all(name in done.stdout for name in STUDIES) and "--suppression" in done.stdout
+
+
+def test_a_network_without_words_has_no_studies_of_them(folder, capsys):
+    for name in ("few_shot", "prompt"):
+        assert "a SiameseSEResNet is asked nothing" in said([name, *flags(folder)], capsys)
+    assert "which has no adapters" in said(["lora_rank", *flags(folder)], capsys)
+
+
+def test_faithfulness_of_a_network_that_does_not_talk(folder):
+    found = run(["faithfulness", *flags(folder, "--max_events", "9", "--patches", "2")])
+    assert set(found["rows"]) == {"brightest", "strongest"} and found["rows"]["brightest"]["all"]["events"] == 9
+    assert imread(folder / "run" / "studies" / "faithfulness.png").std() > 0.01
+    assert "with most charge" in (folder / "run" / "studies" / "faithfulness.md").read_text()
