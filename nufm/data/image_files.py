@@ -56,7 +56,7 @@ import numpy as np
 from nufm.data.image_arrays import ArrayFile, is_array_file
 from nufm.data.image_hdf5 import HDF5, LAYOUT, SparseFile
 from nufm.data.image_png import COLUMNS, PngTable
-from nufm.data.images import TRUTH, ImageEvent, Unit
+from nufm.data.images import TRUTH, ImageEvent, Unit, class_numbers
 from nufm.data.pilarnet import chosen_events, find_files
 from nufm.data.pixelmaps import SIZE, Centre, VolumeFile
 
@@ -177,6 +177,7 @@ class ImageReader:
     ) -> None:
         self.files = find_images(paths)
         self.size, self.centre, self.detector = size, centre, detector
+        class_numbers([], labels)  # refuses what is no class, whatever the files hold
         self._said = {"labels": dict(labels or {}), "unit": unit, "pitch": pitch}
         if pitch is not None and not (np.isfinite(pitch) and pitch > 0):
             raise ValueError(f"pitch is {pitch}, expected a positive number of mm")
