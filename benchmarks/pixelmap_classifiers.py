@@ -6,9 +6,10 @@
 
 Tables 1 and 2 of arXiv 2509.08461 in small: the runs of configs/tiny/pixelmap_*.yaml, each from several seeds, which
 fix initial weights and order; every run is scored on the same test events, at the resolution of its training and with
-pixels of twice the edge. A student, a smaller CNN, learns from a teacher's answers and, beside that, from labels alone.
-Boosted trees on 20 numbers of each event are the reference for what needs no network. Time and memory are those of one
-event at a time, measured after the trainings, of the first seed of each model.
+pixels of twice the edge. A student, a smaller CNN, learns from labels and the answers of a teacher of each kind (its
+seed 0), and, to compare with, from labels alone. Boosted trees on 20 numbers of each event are the reference for what
+needs no network. Time and memory are those of one event at a time, measured after the trainings, of the first seed of
+each model. What is finished is not repeated: the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -49,28 +50,28 @@ class Model:
 
     Attributes:
         config: of ``configs/tiny``.
-        published: the model of the paper that it stands for.
-        flags: on top of the configuration; ``{runs}`` is the folder of all runs, ``{seed}`` the seed.
-        after: model whose run of the first seed it starts from.
+        flags: on top of the configuration; ``{runs}`` is the folder of all runs.
+        teacher: model whose run of seed 0 it learns from.
         seeds: at most so many: what is slow has fewer.
     """
 
     config: str
-    published: str | None = None
     flags: tuple[str, ...] = ()
-    after: str | None = None
+    teacher: str | None = None
     seeds: int = 99
 
 
-SMALLER = ("--model.network.channels", "[8, 16, 32, 64]")
 MODELS = {
-    "VLM": Model("pixelmap_vlm", "VLM", ("--model.network.base", "{runs}/" + BASE), seeds=2),
-    "ViT": Model("pixelmap_vit", "ViT-H/14"),
-    "CNN": Model("pixelmap_cnn", "CNN"),
+    "VLM": Model("pixelmap_vlm", ("--model.network.base", "{runs}/" + BASE), seeds=2),
+    "ViT": Model("pixelmap_vit"),
+    "CNN": Model("pixelmap_cnn"),
     "sparse": Model("pixelmap_sparse"),
-    "student, labels alone": Model("pixelmap_cnn", flags=SMALLER),
-    "student": Model("pixelmap_distillation", flags=("--model.teacher", "{runs}/vit-0"), after="ViT"),
+    "student, labels alone": Model("pixelmap_cnn", ("--model.network.channels", "[8, 16, 32, 64]")),
+    "student of the VLM": Model("pixelmap_distillation", teacher="VLM", seeds=2),
+    "student of the ViT": Model("pixelmap_distillation", teacher="ViT", seeds=2),
+    "student of the CNN": Model("pixelmap_distillation", teacher="CNN", seeds=2),
 }
+ALONE = "student, labels alone"
 
 
 def main() -> None:
@@ -101,12 +102,10 @@ def jobs_of(
 ) -> tuple[dict[str, Job], dict[tuple[str, int], str]]:
     """All runs by name, teachers first, and the names of those that are rows: (model, seed) -> name."""
     names = {(m, s): run_name(m, s) for m in models for s in seeds[: MODELS[m].seeds]}
-    needed = {(MODELS[m].after, 0) for m, _ in names if MODELS[m].after}
-    jobs = {run_name(*key): training(*key, runs) for key in sorted(needed - set(names))}
-    waiting = {key: name for key, name in names.items() if MODELS[key[0]].after}
-    # The slow ones first, so that none of them runs alone at the end; those that wait for a teacher last.
-    jobs |= {name: training(*key, runs) for key, name in names.items() if key not in waiting}
-    return jobs | {name: training(*key, runs) for key, name in waiting.items()}, names
+    teachers = {(MODELS[m].teacher, 0) for m, _ in names if MODELS[m].teacher}
+    # The slow ones first, so that none of them runs alone at the end; those that learn from others last.
+    order = sorted({*names, *teachers}, key=lambda key: (bool(MODELS[key[0]].teacher), [*MODELS].index(key[0]), key[1]))
+    return {run_name(*key): training(*key, runs) for key in order}, names
 
 
 def training(model: str, seed: int, runs: Path) -> Job:
@@ -114,14 +113,16 @@ def training(model: str, seed: int, runs: Path) -> Job:
     of = MODELS[model]
     flags = [word for name, count in EVENTS.items() for word in (f"--data.{name}", str(count))]
     flags += ["--seed_everything", str(seed), "--data.seed", str(seed), "--evaluation.enabled", "false"]
-    flags += [flag.format(runs=runs, seed=seed) for flag in of.flags]
-    after = (run_name(of.after, 0),) if of.after else ()
+    flags += [flag.format(runs=runs) for flag in of.flags]
+    after = (run_name(of.teacher, 0),) if of.teacher else ()
+    flags += [word for name in after for word in ("--model.teacher", str(runs / name))]
     return Job(("finetune.py", "--config", str(CONFIGS / f"{of.config}.yaml"), *flags), "export/config.json", after)
 
 
 def prepare(models: Sequence[str], runs: Path) -> None:
     """The base of the image-text model, of random weights."""
-    if "VLM" in models and not (runs / BASE / "config.json").is_file():
+    needed = {*models, *(MODELS[m].teacher for m in models)}
+    if "VLM" in needed and not (runs / BASE / "config.json").is_file():
         command = [sys.executable, str(REPOSITORY / "scripts" / "make_tiny_vlm.py"), "--out", str(runs / BASE)]
         subprocess.run(command, check=True, cwd=REPOSITORY)
 
@@ -344,8 +345,8 @@ def markdown(report: Mapping[str, Any]) -> str:
                      amount(kind["trainable_parameters"]), f"{kind['memory_gb']:.2f}", short(kind["ms"])])  # fmt: skip
     head = ["nominal resolution", *HEAD, "trainable parameters", "memory (GB)", "ms per event"]
     text = [table(head, rows), half_table(found | reference), class_table(found | reference)]
-    if note := distilled(found, costs):
-        text.append(note)
+    if rows := distilled(found, costs):
+        text.append(table(["student / teacher (its seed 0)", "accuracy", "kept", "parameters", "ms per event"], rows))
     seeds = ", ".join(f"{model}: {len(s)}" for model, s in report["runs"].items())
     sizes = f"{EVENTS['n_train']:,} to train, {EVENTS['n_val']} to choose the checkpoint, {sum(test):,} to test"
     text.append(
@@ -388,21 +389,24 @@ def class_table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return table(["AUC", *INTERACTION_NAMES, *(f"{name}, half" for name in INTERACTION_NAMES)], rows)
 
 
-def distilled(found: Mapping[str, Sequence[Mapping[str, Any]]], costs: Mapping[str, Mapping[str, Any]]) -> str:
-    """What is left of a teacher in its student, in a sentence."""
-    student, teacher = "student", MODELS["student"].after
-    if student not in found or teacher not in found:
-        return ""
-    kept = mean(found[student], NOMINAL, "accuracy") / found[teacher][0]["levels"][NOMINAL]["accuracy"]
-    parts = [
-        f"The student, a CNN of {found[student][0]['parameters']:,} parameters, learns from {teacher} (seed 0, "
-        f"{found[teacher][0]['parameters']:,} parameters) and keeps {100 * kept:.1f} % of its accuracy at "
-        f"{short(costs[student]['ms'])} ms in place of {short(costs[teacher]['ms'])} ms an event"
-    ]
-    if "student, labels alone" in found:
-        alone = mean(found["student, labels alone"], NOMINAL, "accuracy")
-        parts.append(f"the same network from labels alone has {alone:.3f}")
-    return "; ".join(parts) + ".\n"
+def distilled(found: Mapping[str, Sequence[Mapping[str, Any]]], costs: Mapping[str, Mapping[str, Any]]) -> list:
+    """What is left of each teacher in its student, student / teacher; first the same network without a teacher."""
+    rows = []
+    for model, runs in found.items():
+        teacher = MODELS[model].teacher
+        if model == ALONE:
+            alone = [spread(runs, NOMINAL, "accuracy"), "–", amount(runs[0]["parameters"]), short(costs[model]["ms"])]
+            rows.insert(0, [model, *alone])
+        if teacher not in found:
+            continue
+        first = found[teacher][0]
+        ours, theirs = mean(runs, NOMINAL, "accuracy"), first["levels"][NOMINAL]["accuracy"]
+        rows.append([
+            model, f"{spread(runs, NOMINAL, 'accuracy')} / {theirs:.3f}", f"{100 * ours / theirs:.0f} %",
+            f"{amount(runs[0]['parameters'])} / {amount(first['parameters'])}",
+            f"{short(costs[model]['ms'])} / {short(costs[teacher]['ms'])}",
+        ])  # fmt: skip
+    return rows if len(rows) > 1 else []
 
 
 def amount(count: int) -> str:

@@ -130,13 +130,15 @@ class Pretrained:
             ValueError: the model has no encoder, or is for other events.
         """
         if self.inputs != "points":
-            if not hasattr(self.encoder, "event_features"):
+            # An encoder of points in a network of pixel maps knows nothing of events.
+            owner = next((part for part in (self.encoder, self.model) if hasattr(part, "event_features")), None)
+            if owner is None:
                 raise ValueError(
-                    f"{self.source}: a {type(self.encoder).__name__} has no features of events to show; use predict()"
+                    f"{self.source}: a {type(self.model).__name__} has no features of events to show; use predict()"
                 )
-            with _evaluating(self.encoder):
-                batch = self.batch([event]).to(_device(self.encoder))
-                return self.encoder.event_features(batch)[0].float().cpu().numpy()
+            with _evaluating(owner):
+                batch = self.batch([event]).to(_device(owner))
+                return owner.event_features(batch)[0].float().cpu().numpy()
         if not isinstance(event, Event):
             raise ValueError(
                 f"features() takes one Event, found a {type(event).__name__}; read events with PILArNetReader(file)[i]"
