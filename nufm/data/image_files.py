@@ -56,7 +56,7 @@ import numpy as np
 from nufm.data.image_arrays import ArrayFile, is_array_file
 from nufm.data.image_hdf5 import HDF5, LAYOUT, SparseFile
 from nufm.data.image_png import COLUMNS, PngTable
-from nufm.data.images import TRUTH, ImageEvent, Unit, class_numbers
+from nufm.data.images import TRUTH, VIEWS, ImageEvent, Unit, class_numbers
 from nufm.data.pilarnet import chosen_events, find_files
 from nufm.data.pixelmaps import SIZE, Centre, VolumeFile
 
@@ -64,6 +64,7 @@ log = logging.getLogger(__name__)
 
 TABLES = (".csv",)
 MAX_OPEN_FILES = 128  # per process: many systems allow 1024 in all, and there are workers
+LOOKED_AT = 16  # events whose views are compared
 Kind = Literal["sparse", "dense", "png", "volume"]
 
 
@@ -195,6 +196,8 @@ class ImageReader:
         chosen = chosen_events(np.ones(self.n_total, dtype=bool), max_events, subset_seed)
         self._file_index = np.repeat(np.arange(len(counts)), counts)[chosen]
         self._row_index = np.concatenate([np.arange(n) for n in counts])[chosen]
+        if any(image_kind(path) in ("dense", "png") for path in self.files):
+            self._look_at_the_beam_axis()
         self.close()
         where = str(self.files[0]) if len(self.files) == 1 else f"{len(self.files)} files, {self.files[0]} …"
         log.info(
@@ -218,6 +221,23 @@ class ImageReader:
                     f"{path}: {what} is {getattr(file, what)}, expected {getattr(self, what)} as in {self.files[0]}; "
                     "files of different kind cannot be read together, read them one by one"
                 )
+
+    def _look_at_the_beam_axis(self) -> None:
+        """Warns of maps made elsewhere whose views share their rows: both see the same charge along z, so that their
+        sums over rows go together, unless rows and columns were exchanged."""
+        of_columns, of_rows = [], []
+        for index in range(min(len(self), LOOKED_AT)):
+            one, other = (self[index].image(view) for view in VIEWS)
+            for found, axis in ((of_columns, 0), (of_rows, 1)):
+                sums = np.stack([one.sum(axis), other.sum(axis)])
+                if one.shape[1 - axis] > 1 and (np.ptp(sums, axis=1) > 0).all():
+                    found.append(np.corrcoef(sums)[0, 1])
+        if of_columns and of_rows and np.mean(of_rows) > np.mean(of_columns) + 0.3:
+            log.warning(
+                "%s: the rows of the two views go together (correlation %.2f), the columns do not (%.2f); expected the "
+                "beam axis z along the columns, are rows and columns exchanged?",
+                *(self.files[0], np.mean(of_rows), np.mean(of_columns)),
+            )
 
     def __len__(self) -> int:
         return len(self._row_index)

@@ -274,9 +274,9 @@ def test_dense_files_that_are_refused(tmp_path, attributes, data, words):
 def test_dense_events_that_are_refused(tmp_path, unit, change, words):
     images = IMAGES.copy()
     change(images)
-    reader = ImageReader(dense(tmp_path / "a.h5", {"unit": unit}, images=images))
-    with pytest.raises(ValueError, match=rf"a\.h5#1: {words}"):
-        reader[1]
+    path = dense(tmp_path / "a.h5", {"unit": unit}, images=images)
+    with pytest.raises(ValueError, match=rf"a\.h5#[01]: {words}"):
+        list(ImageReader(path))
 
 
 def test_what_the_file_says_is_not_overruled(tmp_path):
@@ -288,6 +288,23 @@ def test_what_the_file_says_is_not_overruled(tmp_path):
         ImageReader(path, pitch=3.0)
     with pytest.raises(ValueError, match=r"pitch is -1\.0, expected a positive number of mm"):
         ImageReader(path, pitch=-1.0)
+
+
+def test_exchanged_rows_and_columns_are_noticed(tmp_path, caplog):
+    """Both views see the same charge along z; where rows show the same, they were taken for columns."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((5, 2, 16, 16))
+    for event in images:
+        for z, charge in enumerate(rng.exponential(1.0, 16)):
+            event[0, rng.integers(16), z] = event[1, rng.integers(16), z] = charge
+    ImageReader(dense(tmp_path / "a.h5", images=images))
+    assert "exchanged" not in caplog.text
+    ImageReader(dense(tmp_path / "b.h5", images=images.transpose(0, 1, 3, 2)))
+    assert "b.h5: the rows of the two views go together (correlation 1.00)" in caplog.text
+    caplog.clear()
+    for nothing in (images * 0, images[:, :, :1, :1], images * [[[1]], [[0]]]):
+        ImageReader(dense(tmp_path / "c.h5", images=nothing))
+    assert "exchanged" not in caplog.text
 
 
 def test_kinds_of_files(tmp_path):

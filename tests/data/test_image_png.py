@@ -101,10 +101,8 @@ def test_refused_pictures(tmp_path):
     folder = table(tmp_path, "a,a_xz.png,a_yz.png,0", "b,b_xz.png,b_yz.png,0")
     for words, pixels in cases.items():
         png(folder / "b_yz.png", pixels)
-        reader = ImageReader(folder)
-        assert len(reader[0].views) == 2
         with pytest.raises(ValueError, match=rf"events\.csv#1: .*b_yz\.png: {words}"):
-            reader[1]
+            list(ImageReader(folder))
 
 
 def test_damaged_pictures(tmp_path):
