@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def from_pretrained(source: str | Path, map_location: torch.device | str = "cpu") -> Pretrained:
+def from_pretrained(
+    source: str | Path, map_location: torch.device | str = "cpu", base: str | Path | None = None
+) -> Pretrained:
     """Load an export, a run, or released weights (Panda, PoLAr-MAE, Point-MAE): see
     :func:`nufm.checkpoint.from_pretrained`."""
     from nufm.checkpoint import from_pretrained as load  # imported here: it brings the models
 
-    return load(source, map_location)
+    return load(source, map_location, base)

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import nufm
+from nufm.checkpoint.adapters import on_base
 from nufm.checkpoint.compatible import flatten
 from nufm.checkpoint.describe import MODELS, TRANSFORMS, build, check_size, describe_model, describe_transform
 from nufm.checkpoint.files import CONFIG, LIGHTNING, MARK, WEIGHTS, find_export, hub_name
@@ -186,7 +187,9 @@ def _check_selection(selection: Mapping[str, Any], where: str) -> None:
 # ---- reading ------------------------------------------------------------
 
 
-def from_pretrained(source: str | Path, map_location: torch.device | str = "cpu") -> Pretrained:
+def from_pretrained(
+    source: str | Path, map_location: torch.device | str = "cpu", base: str | Path | None = None
+) -> Pretrained:
     """Load an export, or released weights of Panda, PoLAr-MAE or Point-MAE.
 
     Args:
@@ -198,18 +201,23 @@ def from_pretrained(source: str | Path, map_location: torch.device | str = "cpu"
             ``…/Panda-Semantic``, ``…/Panda-Particle``, ``…/Panda-Interaction`` (not tested against the Hub itself:
             tests run without a network).
         map_location: device of the model.
+        base: of an image-text model, whose export holds adapters alone: folder of the base, or its name on the Hub, if
+            it is no longer where it was in the training.
 
     Raises:
         FileNotFoundError: there is nothing there.
-        ValueError: it is not an export, it is damaged, or it asks for something that is not allowed.
+        ValueError: it is not an export, it is damaged, it asks for something that is not allowed, or its adapters were
+            trained on another base.
     """
     place = find_export(source)
     if place.name != CONFIG:
+        if base is not None:
+            raise ValueError(f"{place}: released weights have no base; load them without 'base'")
         lightning = place.suffix == LIGHTNING
         loaded = load_polarmae(place) if lightning else load_panda(place, hub=hub_name(source))
         loaded.model.to(map_location)
         return loaded
-    config = _read_config(place)
+    config = on_base(_read_config(place), base, place)
     model = _build_model(config, place.parent)
     transforms = tuple(build(entry, TRANSFORMS, place) for entry in config["transforms"])
     _check_grid(model, config["grid_size"], str(place))

@@ -19,16 +19,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.console import Console
 
-from nufm.data.images import VIEWS
+from nufm.data.explanations import teaching_sentence
+from nufm.data.images import INTERACTION_NAMES, VIEWS
 from nufm.data.prompts import load_prompt, prompt_names
 from nufm.models.vlm import ARCHITECTURES
 
 Family = Literal["mllama", "idefics3"]
 GATE = 1.0  # tanh(1) = 0.76
-DEVIATION = 0.1  # of the random weights: with 0.02, as usual before a long training, features of 64 numbers drown
+DEVIATION = 0.1  # of embeddings; other weights have that which keeps the size of features
+# Of logits. The last layer gets no adapters, so that with 1 no answer could ever be more than 70 % sure.
+SPREAD = 2.0
 IMAGE = {"mllama": "<|image|>", "idefics3": "<image>"}
 # As in Llama 3.
 BEGIN, END, HEAD, HEAD_END, PAD = (
@@ -98,9 +102,11 @@ def draw_weights(model: torch.nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if "gate" in name.rsplit(".", 1)[-1]:
             parameter.fill_(GATE if "positional" not in name else 0.0)
+        elif name.startswith("lm_head"):
+            parameter.normal_(0.0, SPREAD * parameter.shape[1] ** -0.5)
         elif parameter.dim() > 1:
-            fan_in = parameter[0].numel()
-            parameter.normal_(0.0, fan_in**-0.5 if "embed" not in name or "patch" in name else DEVIATION)
+            embedding = "embed" in name and "patch" not in name
+            parameter.normal_(0.0, DEVIATION if embedding else parameter[0].numel() ** -0.5)
 
 
 def make_tokenizer(family: Family) -> Any:
@@ -131,13 +137,28 @@ def make_tokenizer(family: Family) -> Any:
 
 
 def corpus() -> list[str]:
-    """Everything that prompts and answers say, twice, so that words that stand there once become tokens too."""
+    """Everything that prompts and answers say, twice, so that words that stand there once become tokens too; without
+    the Greek letters of ``symbols``, which are pieces to large tokenizers."""
     texts = ["system", "user", "assistant"]
-    for name in prompt_names():
-        prompt = load_prompt(name)
+    for prompt in map(load_prompt, prompt_names()):
+        if not all(label.isascii() for label in prompt.labels):
+            continue
         texts += [prompt.system, prompt.user, *(prompt.missing.format(view=view.upper()) for view in VIEWS)]
         texts += [prompt.answer + prompt.continuation(k)[0] for k in range(len(prompt.labels))]
-    return 2 * texts
+    return 2 * [*texts, *teaching_texts()]
+
+
+def teaching_texts() -> list[str]:
+    """Sentences that answers go on with, of events with one bright pixel."""
+    texts = []
+    for row in (0, 3):
+        for column in (0, 3):
+            for view in range(len(VIEWS)):
+                image = np.zeros((len(VIEWS), 4, 4), dtype=np.float32)
+                image[view, row, column] = 1.0
+                direction = np.array([row - 1.5, row - 1.5, column - 1.5])
+                texts += [teaching_sentence(k, image, None, direction) for k in range(len(INTERACTION_NAMES))]
+    return texts
 
 
 def make_processor(family: Family, tokenizer: Any, image_size: int) -> Any:
