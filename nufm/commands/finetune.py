@@ -130,7 +130,7 @@ class FinetuneCLI(RunCLI):
                 "a student needs a teacher: name it with --model.teacher RUN, a run of scripts/finetune.py with a "
                 "configuration such as configs/tiny/pixelmap_vit.yaml or pixelmap_vlm.yaml"
             )
-        self.model.ask = Teacher(self.model.teacher, self.trainer.strategy.root_device, self.datamodule.batch_size)
+        self.model.ask = Teacher(self.model.teacher, self.trainer.strategy.root_device)
 
     def _check_labels(self) -> None:
         """Every file has the labels of the task; the first events of every split hold values that it knows."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -28,20 +29,23 @@ log = logging.getLogger(__name__)
 class Teacher:
     """A trained network on pixel maps that answers for all training events of a data module.
 
+    When it has answered, its weights are let go: a student needs the memory of a large teacher.
+
     Args:
         source: run folder or export.
         device: where it runs.
-        batch_size: events at a time.
+        batch_size: events at a time; an image-text model holds hundreds of megabytes for each.
 
     Raises:
         ValueError: it is no classifier of interactions in pixel maps.
         FileNotFoundError: there is none.
     """
 
-    def __init__(self, source: str | Path, device: torch.device | str = "cpu", batch_size: int = 16) -> None:
-        self.source, self.batch_size = str(source), batch_size
-        self.pretrained: Pretrained | None = from_pretrained(source, map_location=device)
-        found = self.pretrained
+    def __init__(self, source: str | Path, device: torch.device | str = "cpu", batch_size: int = 8) -> None:
+        self.source, self.device, self.batch_size = str(source), device, batch_size
+        self._said: dict[Path, SoftTargets] = {}
+        self._loaded: Pretrained | None = from_pretrained(source, map_location=device)
+        found = self._loaded
         if found.inputs != "images" or LABEL not in found.classes:
             classes = ", ".join(found.classes) or "no classes"
             raise ValueError(
@@ -54,15 +58,16 @@ class Teacher:
     def __call__(self, data: ImageDataModule) -> SoftTargets:
         """Its answers about the training events, as they are in their files; its own transforms are applied."""
         kept = self.place(data)
-        if kept.is_file():
-            try:
-                with np.load(kept, allow_pickle=False) as content:
-                    return SoftTargets(tuple(content["names"].tolist()), content["probability"])
-            except (OSError, ValueError, KeyError) as error:
-                log.warning("%s: answers cannot be read (%s), asking the teacher again", kept, error)
+        if kept not in self._said:
+            self._said[kept] = _read(kept) or self._ask(data, kept)
+        self._loaded = None
+        return self._said[kept]
+
+    def _ask(self, data: ImageDataModule, kept: Path) -> SoftTargets:
         reader = data.reader("train")
+        pretrained = self._loaded or from_pretrained(self.source, map_location=self.device)
         print(f"asking the teacher {self.source} about {len(reader):,} events")
-        said = self.pretrained.predict(reader, batch_size=self.batch_size)
+        said = pretrained.predict(reader, batch_size=self.batch_size)
         probability = np.stack([p.probability[LABEL] for p in said]).astype(np.float32)
         targets = SoftTargets(tuple(p.name for p in said), probability)
         try:
@@ -82,3 +87,15 @@ class Teacher:
         chosen = (data.max_events, data.subset_seed, len(reader), data.size, data.centre)
         key = json.dumps([self.export, stats, chosen, 1])
         return cache_folder() / "teachers" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
+
+
+def _read(kept: Path) -> SoftTargets | None:
+    """Answers as they were kept; None if they are not there, or damaged."""
+    if not kept.is_file():
+        return None
+    try:
+        with np.load(kept, allow_pickle=False) as content:
+            return SoftTargets(tuple(content["names"].tolist()), content["probability"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        log.warning("%s: answers cannot be read (%s), asking the teacher again", kept, error)
+        return None

@@ -170,7 +170,7 @@ def test_a_teacher_is_asked_once(folder, capsys):
     student(folder, "--run", str(folder / "fewer"), "--data.max_events", "16")
     assert len(list(kept.iterdir())) == 2, "other events are asked about anew"
     for file in kept.iterdir():
-        file.write_bytes(b"damaged")
+        file.write_bytes(file.read_bytes()[:300])
     student(folder, "--run", str(folder / "damaged"))
     three = from_pretrained(folder / "damaged").model.state_dict()
     assert all(torch.equal(one[k], three[k]) for k in one)
