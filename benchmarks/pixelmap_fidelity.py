@@ -42,7 +42,7 @@ def numbers(event: PixelEvent) -> dict[str, float]:
     voxel, energy = event.truth.point[:, :3].astype(np.int64), event.truth.point[:, 3].astype(float)
     vertex = np.floor((event.vertex + LATTICE.high) / LATTICE.pitch).astype(np.int64)
     inside = np.abs(voxel - vertex + 0.5).max(axis=1) < MAP / 2
-    total = energy.sum()
+    total, below = float(energy.sum()), event.truth.below_threshold
     return {
         "voxels": len(voxel),
         "pixels of XZ": len(np.unique(voxel[inside][:, [0, 2]], axis=0)),
@@ -50,7 +50,7 @@ def numbers(event: PixelEvent) -> dict[str, float]:
         "visible energy, MeV": total,
         "visible energy / neutrino energy": total / 1000 / event.interaction.energy,
         "charge inside the maps, share": float(energy[inside].sum() / total) if total else 1.0,
-        "charge below the threshold, share": event.truth.below_threshold / (total + event.truth.below_threshold),
+        "charge below the threshold, share": below / (total + below) if total + below else 0.0,
         "inelasticity": event.interaction.inelasticity,
     }
 
@@ -179,8 +179,8 @@ def picture(events: list[PixelEvent], classes: dict[str, dict[str, np.ndarray]],
     for mode, name in enumerate(MODE_NAMES):
         n = np.histogram(cc_energy[modes == mode], edges)[0]
         ax.plot(fine, sigma[:, mode] / sigma.sum(1), color=f"C{mode}", label=name)
-        share = n / n_all
-        error = np.sqrt(share * (1 - share) / n_all)
+        share = n / np.maximum(n_all, 1)
+        error = np.sqrt(share * (1 - share) / np.maximum(n_all, 1))
         ax.errorbar((edges[1:] + edges[:-1]) / 2, share, error, fmt="o", ms=4, color=f"C{mode}")
     ax.set(
         xscale="log", xlabel="neutrino energy (GeV)", ylabel="share", title="νe CC: cross-sections, and events drawn"
