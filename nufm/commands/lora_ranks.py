@@ -43,7 +43,7 @@ def lora_ranks(
     Args:
         checkpoint: run folder of an image-text model, whose settings are taken.
         events: a reader or a list, with truth.
-        folder: of the runs, ``rank-R-seed-S``; finished ones are kept.
+        folder: of the runs, ``rank-R-seed-S``; finished ones are kept. The run itself is that of its rank and seed.
         ranks: of the adapters.
         seeds: of the trainings: initial adapters and order of the events.
         batch_size: events at a time, for the scores.
@@ -64,16 +64,22 @@ def lora_ranks(
     network = settings["model"]["init_args"]["network"]["init_args"]
     ratio = network["alpha"] / network["rank"]
     ranks = sorted(set(ranks))
-    for seed in seeds:
-        for rank in ranks:
-            _train(checkpoint, folder / f"rank-{rank}-seed-{seed}", rank, ratio * rank, seed, threads)
+    own = (network["rank"], settings.get("seed_everything"))
+    made = {
+        (rank, seed): run_folder(checkpoint) if (rank, seed) == own else folder / f"rank-{rank}-seed-{seed}"
+        for seed in seeds
+        for rank in ranks
+    }
+    for (rank, seed), run in made.items():
+        if (rank, seed) != own:
+            _train(checkpoint, run, rank, ratio * rank, seed, threads)
     rows: list[dict[str, Any]] = [{"rank": r, "alpha": ratio * r, "runs": []} for r in ranks]
     classes: list[str] = []
     target = np.zeros(0, dtype=int)
     for seed in seeds:
         first = None
         for row in rows:
-            model = from_pretrained(folder / f"rank-{row['rank']}-seed-{seed}", map_location=device)
+            model = from_pretrained(made[row["rank"], seed], map_location=device)
             check_events(model, events)
             label = classified_label(model)
             classes = list(model.classes[label])
