@@ -27,8 +27,9 @@ def test_one_pass_says_what_a_pass_for_each_label_says(family, prompt):
     assert not bool(inputs["attention_mask"].bool().all())  # the event with a missing view has the longer question
     scores = score_labels(model, inputs, labels)
     assert scores.log_probability.shape == (3, 3)
-    torch.testing.assert_close(scores.log_probability, naive_scores(model, inputs, labels), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(scores.probability.sum(1), torch.ones(3, dtype=torch.float64))
+    exact = 1e-9 if scores.log_probability.dtype == torch.float64 else 1e-5  # transformers < 4.50 gives float32 logits
+    torch.testing.assert_close(scores.log_probability, naive_scores(model, inputs, labels), rtol=exact, atol=exact)
+    torch.testing.assert_close(scores.probability.sum(1), torch.ones_like(scores.probability[:, 0]))
     assert float(scores.log_probability.std(0).min()) > 1e-6  # events differ: the pictures matter
 
 
@@ -42,6 +43,12 @@ def test_batch_mates_do_not_matter(family):
         torch.testing.assert_close(alone[0], together[i], rtol=1e-7, atol=1e-7)
 
 
+def keys_values(cache, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    if hasattr(cache, "layers"):
+        return cache.layers[layer].keys, cache.layers[layer].values
+    return cache.key_cache[layer], cache.value_cache[layer]  # transformers < 4.54
+
+
 def test_the_pictures_are_seen_behind_the_prompt():
     """The continuation pass has no pictures; what it knows of them is in the cache of the cross-attention."""
     model, composer = base("mllama", "brief")
@@ -50,9 +57,10 @@ def test_the_pictures_are_seen_behind_the_prompt():
     context, blind = read_prompt(model, inputs, labels), read_prompt(model, dark, labels)
     # the same text with the other's pictures: only the cross-attention layers hold another cache
     for i in model.config.get_text_config().cross_attention_layers:
-        layer, other = context._cache.layers[i], blind._cache.layers[i]
-        assert layer.keys.shape[2] != context._cache.layers[0].keys.shape[2]
-        layer.keys, layer.values = other.keys, other.values
+        (keys, values), (other_keys, other_values) = keys_values(context._cache, i), keys_values(blind._cache, i)
+        assert keys.shape[2] != keys_values(context._cache, 0)[0].shape[2]
+        keys.copy_(other_keys)
+        values.copy_(other_values)
     swapped = context.advance(torch.tensor([labels.tokens[0]]))
     kept = read_prompt(model, inputs, labels).advance(torch.tensor([labels.tokens[0]]))
     assert float((swapped - kept).abs().max()) > 1e-4
