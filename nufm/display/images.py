@@ -248,7 +248,8 @@ def view_title(event: ImageEvent, view: str) -> str:
         return f"{view.upper()}: not read out"
     total = float(event.views[view].energy.sum())
     words = energy_text(total) if event.unit == "MeV" else f"grey values {total:,.0f}"
-    return f"{view.upper()}: {len(event.views[view]):,} pixels, {words}"
+    n = len(event.views[view])
+    return f"{view.upper()}: {n:,} pixel{'s' * (n != 1)}, {words}"
 
 
 def _colour_bar(figure: object, ax: Axes, drawn: object, event: ImageEvent) -> None:

@@ -2,31 +2,24 @@
 
 Time is that of one call with one event, the median over repeats after warm-up: of the network alone on a packed batch,
 and of the whole way from the event as it was read. Memory is that of the weights and of one call with one event: on a
-GPU torch's own peak; on a CPU, where torch keeps no such count, how much the resident memory of a fresh process grows
-between before the weights are read and the peak of a call.
+GPU torch's own peak; on a CPU see ``nufm.checkpoint.footprint``.
 """
 
 from __future__ import annotations
 
-import gc
-import os
-import pickle
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from nufm.checkpoint import Pretrained, from_pretrained
+from nufm.checkpoint import Pretrained
+from nufm.checkpoint.footprint import resident_growth
 
 WARM_UP, LEAST, MOST = 2, 5, 30  # calls
 BUDGET = 10.0  # seconds of timed calls: a slow model is repeated less often
 GIGABYTE = 1e9
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def cost_per_event(pretrained: Pretrained, events: Sequence[Any]) -> dict[str, Any]:
@@ -94,68 +87,15 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-# ---------------------------------------------------------------------------------------- memory
-
-
 def _memory(
     pretrained: Pretrained, events: Sequence[Any], batch: Any, device: torch.device
-) -> tuple[float | None, str | None]:
+) -> tuple[int | None, str | None]:
+    """Bytes of the weights and one call, and how that was measured."""
     if device.type == "cuda":
         others = torch.cuda.memory_allocated(device) - _bytes(pretrained.model)
         torch.cuda.reset_peak_memory_stats(device)
         with torch.no_grad():
             pretrained.model.predict(batch)
         return torch.cuda.max_memory_allocated(device) - max(others, 0), "largest allocation by torch"
-    if not Path(pretrained.source).exists() or not Path("/proc/self/status").is_file():
-        return None, None  # it cannot be opened again, or the system does not say
-    grown = _in_fresh_process(pretrained.source, events[:1])
-    return grown, "growth of the resident memory of a fresh process"
-
-
-def _in_fresh_process(source: str, events: Sequence[Any]) -> int:
-    """Bytes that a process grows by when it opens a checkpoint and predicts these events.
-
-    Raises:
-        RuntimeError: it fails, with what it said.
-    """
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(p for p in (str(ROOT), environment.get("PYTHONPATH")) if p)
-    ran = subprocess.run(
-        [sys.executable, "-m", "nufm.evaluation.cost"],
-        # Pickled by this process for its own child.
-        input=pickle.dumps((str(source), list(events), torch.get_num_threads())),
-        capture_output=True,
-        env=environment,
-    )
-    if ran.returncode:
-        raise RuntimeError(
-            f"{source}: the process that measures its memory failed: {ran.stderr.decode(errors='replace')[-2000:]}"
-        )
-    return int(ran.stdout.split()[-1])
-
-
-def _resident(name: str) -> int:
-    """VmRSS (now) or VmHWM (peak) of this process in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no field '{name}'")
-
-
-def _measure_here() -> int:
-    """The growth of this process, which was started for nothing else."""
-    source, events, threads = pickle.loads(sys.stdin.buffer.read())
-    torch.set_num_threads(threads)
-    torch.nn.functional.conv2d(torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3))  # threads and kernels are there
-    gc.collect()
-    before = _resident("VmRSS")
-    pretrained = from_pretrained(source)
-    gc.collect()
-    # The peak of reading the weights is not that of a call: forget it. (proc(5), /proc/pid/clear_refs)
-    Path("/proc/self/clear_refs").write_text("5")
-    pretrained.predict(events, progress=False)
-    return max(_resident("VmHWM") - before, 0)
-
-
-if __name__ == "__main__":
-    print(_measure_here())
+    grown = resident_growth(pretrained.source, events[:1])
+    return grown, None if grown is None else "growth of the resident memory of a fresh process"

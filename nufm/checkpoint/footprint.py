@@ -1,0 +1,79 @@
+"""How much memory a model takes on a CPU, where torch keeps no count: a fresh process opens it and is watched.
+
+What is measured is how much the resident memory of that process grows between before the weights are read and the peak
+of a prediction: weights, what is loaded with them, and what a call needs.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nufm.checkpoint.export import from_pretrained
+
+ROOT = Path(__file__).resolve().parents[2]
+STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def resident_growth(source: str | Path, events: Sequence[Any]) -> int | None:
+    """Bytes that a fresh process grows by when it opens a checkpoint and predicts events.
+
+    Args:
+        source: as :func:`nufm.checkpoint.from_pretrained` takes it.
+        events: as they were read, one batch.
+
+    Returns:
+        None where ``source`` is no path (the model cannot be opened again), or the system does not say (no /proc).
+
+    Raises:
+        RuntimeError: the process failed, with what it said.
+    """
+    if not str(source) or not Path(source).exists() or not STATUS.is_file():
+        return None
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in (str(ROOT), environment.get("PYTHONPATH")) if p)
+    ran = subprocess.run(
+        [sys.executable, "-m", "nufm.checkpoint.footprint"],
+        # Pickled by this process for its own child.
+        input=pickle.dumps((str(source), list(events), torch.get_num_threads())),
+        capture_output=True,
+        env=environment,
+    )
+    if ran.returncode:
+        said = ran.stderr.decode(errors="replace")[-2000:]
+        raise RuntimeError(f"{source}: the process that measures its memory failed: {said}")
+    return int(ran.stdout.split()[-1])
+
+
+def _resident(name: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this process in bytes."""
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{STATUS} has no field '{name}'")
+
+
+def _measure_here() -> int:
+    """The growth of this process, which was started for nothing else."""
+    source, events, threads = pickle.loads(sys.stdin.buffer.read())
+    torch.set_num_threads(threads)
+    torch.nn.functional.conv2d(torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3))  # threads and kernels are there
+    gc.collect()
+    before = _resident("VmRSS")
+    pretrained = from_pretrained(source)
+    gc.collect()
+    FORGET.write_text("5")  # the peak of reading the weights is not that of a call: proc(5), /proc/pid/clear_refs
+    pretrained.predict(events, batch_size=len(events), progress=False)
+    return max(_resident("VmHWM") - before, 0)
+
+
+if __name__ == "__main__":
+    print(_measure_here())
