@@ -32,6 +32,7 @@ from nufm.checkpoint import Pretrained
 from nufm.data.explanations import REGIONS, Region, cited_regions
 from nufm.data.images import VIEWS, ImageEvent, View
 from nufm.display.faithfulness import CoveredEvent, draw_faithfulness
+from nufm.display.geometry import short_name
 from nufm.evaluation.event_scores import check_events, plain
 from nufm.evaluation.robustness import classified_label
 from nufm.evaluation.scores import batches
@@ -316,7 +317,7 @@ def draw(
         patch = random_patch(event, of_regions(event, regions), np.random.default_rng([seed, number]))
         said = row.get("text") or f"The {row['regions'][0]}, {WORDS[source]}."
         numbers = (
-            f"{event.name}, predicted {row['predicted']} with {percent(row['probability'])} %. Covered, the region "
+            f"{short_name(event)}, predicted {row['predicted']} with {percent(row['probability'])} %. Covered, the region "
             f"(orange) costs {100 * row['fall']:.1f} %, patches of equal charge (blue: one of them) "
             f"{100 * row['patch_fall']:.1f} %."
         )
@@ -326,41 +327,36 @@ def draw(
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-    """The table of :func:`faithfulness`, with what stands in it."""
-    rows = []
+    """The tables of :func:`faithfulness`, with what stands in them."""
+    falls, rest = [], []
     for source, groups in found["rows"].items():
-        for group, own in groups.items():
-            if own["events"]:
-                rows.append([_row_name(source, group), f"{own['events']:,}", *_cells(own)])
-    head = ["region", "events", "charge", "p before", "fall", "fall, patch", "difference", "p-value", "other class", ""]
+        said = [name for name, own in groups.items() if own["events"]]
+        for group in said if len(said) > 2 else said[:1]:  # one class alone would say what all say
+            own = groups[group]
+            name = f"**{WORDS[source]}**" if group == "all" else f"predicted {group}"
+            p_value = "" if own["p_value"] is None else f"{own['p_value']:.2g}"
+            moved = (_with_error(own, what) for what in ("fall", "patch_fall", "difference"))
+            falls.append([name, f"{own['events']:,}", *moved, p_value])
+            shares = ("share", "probability", "flipped", "patch_flipped")
+            rest.append([name, *(percent(own[what]) for what in shares)])
     simulated = ", simulated by nufm" if found.get("simulated") else ""
-    text = [
-        table(head, rows),
+    text = (
         f"In per cent, {found['events']:,} events{simulated}. Fall: by how much the probability of the predicted class "
-        f"falls when the region is covered; patch: {found['patches']} random patches of equal charge elsewhere in the "
+        f"falls when the region is covered; patches: {found['patches']} random ones of equal charge elsewhere in the "
         "same event, averaged. Errors are standard errors of means; the p-value is that of a Wilcoxon signed-rank test "
-        "of the differences. Charge: share of the event's that is covered. Other class: how often the decision "
-        "changes, for the region and for patches.",
-    ]
+        "of the differences. Charge: share of the event's that is covered. Another class: how often the decision "
+        "changes.\n"
+    )
     if found["silent"] is not None:
         counts = ", ".join(f"{n:,} {region}" for region, n in found["regions"].items() if n)
-        text.append(f"{found['silent']:,} answers cite no region. Cited: {counts or 'none'}.")
-    return "\n".join(text[:1]) + "\n" + "\n\n".join(text[1:]) + "\n"
+        text += f"\n{found['silent']:,} answers cite no region. Cited: {counts or 'none'}.\n"
+    tables = (
+        table(["region", "events", "fall", "patches", "difference", "p-value"], falls),
+        table(["", "charge", "probability before", "another class", "by patches"], rest),
+    )
+    return "\n".join(tables) + "\n" + text
 
 
-def _row_name(source: str, group: str) -> str:
-    return f"**{WORDS[source]}**" if group == "all" else f"predicted {group}"
-
-
-def _cells(own: Mapping[str, Any]) -> list[str]:
-    def with_error(name: str) -> str:
-        error = own[f"{name}_error"]
-        return f"{100 * own[name]:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "")
-
-    p_value = "" if own["p_value"] is None else f"{own['p_value']:.2g}"
-    return [
-        *(percent(own[name]) for name in ("share", "probability")),
-        *(with_error(name) for name in ("fall", "patch_fall", "difference")),
-        p_value,
-        *(percent(own[name]) for name in ("flipped", "patch_flipped")),
-    ]
+def _with_error(own: Mapping[str, Any], name: str) -> str:
+    error = own[f"{name}_error"]
+    return f"{100 * own[name]:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "")
