@@ -317,8 +317,8 @@ def draw(
         patch = random_patch(event, of_regions(event, regions), np.random.default_rng([seed, number]))
         said = row.get("text") or f"The {row['regions'][0]}, {WORDS[source]}."
         numbers = (
-            f"{short_name(event)}, predicted {row['predicted']} with {percent(row['probability'])} %. Covered, the region "
-            f"(orange) costs {100 * row['fall']:.1f} %, patches of equal charge (blue: one of them) "
+            f"{short_name(event)}, predicted {row['predicted']} with {percent(row['probability'])} %. Covered, the "
+            f"region (orange) costs {100 * row['fall']:.1f} %, patches of equal charge (blue: one of them) "
             f"{100 * row['patch_fall']:.1f} %."
         )
         shown = CoveredEvent(event, regions, patch, (f"“{said}”", numbers))
