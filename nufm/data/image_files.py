@@ -3,7 +3,8 @@
 **Sparse HDF5**, what nufm writes. n events; N pixels with charge of all events in view V (``xz``, ``yz``):
 
     attributes of the file      layout = "pixelmaps 1", n_events, shape (H, W), pitch (mm, 0 = unknown), unit ("MeV" |
-                                "grey"), producer ("simulated by nufm" | what else), and more for people
+                                "grey"), producer ("simulated by nufm" | what else), and more for people; source: the
+                                file of 3D events whose rows these are
     views/V/offsets  (n+1,)     int64: event e has the rows offsets[e]:offsets[e+1]
     views/V/pixel    (N, 2)     integer, row and column; row 0 is the lowest transverse coordinate, column 0 furthest
                                 upstream
@@ -185,13 +186,14 @@ class ImageReader:
         self._open_files: dict[Path, ImageFile] = {}
         self._pid = os.getpid()
 
-        counts = []
+        counts, self._sources = [], []
         for number, path in enumerate(self.files):
             file = self._file(path)
             if number == 0:
                 self.shape, self.pitch, self.unit, self.producer = file.shape, file.pitch, file.unit, file.producer
             self._check(file, path)
             counts.append(file.n_events)
+            self._sources.append(getattr(file, "source", "") or str(path))
         self.n_total = sum(counts)
         chosen = chosen_events(np.ones(self.n_total, dtype=bool), max_events, subset_seed)
         self._file_index = np.repeat(np.arange(len(counts)), counts)[chosen]
@@ -246,8 +248,8 @@ class ImageReader:
         return (self[i] for i in range(len(self)))
 
     def name(self, index: int) -> str:
-        """``file#row`` of an event, the row counted in the file."""
-        return f"{self.files[self._file_index[index]]}#{self._row_index[index]}"
+        """``file#row`` of an event, the row counted in the file; maps in the cache are named after the 3D events."""
+        return f"{self._sources[self._file_index[index]]}#{self._row_index[index]}"
 
     def __getitem__(self, index: int) -> ImageEvent:
         """Event ``index``; every field is checked while it is read.

@@ -27,6 +27,7 @@ class SparseFile:
     Attributes:
         n_events, shape, pitch, unit: of all its events.
         producer: who made them.
+        source: the file of 3D events that they were projected from, row by row; empty if there is none.
         truth: name -> array (n_events, ...).
 
     Raises:
@@ -52,7 +53,7 @@ class SparseFile:
         self.n_events = int(said["n_events"])
         self.shape = tuple(int(n) for n in said["shape"])
         self.pitch, self.unit = float(said["pitch"]), str(said["unit"])
-        self.producer = str(said.get("producer", ""))
+        self.producer, self.source = str(said.get("producer", "")), str(said.get("source", ""))
         self.truth = truth_columns(file, self.n_events, self.path)
         self._views: dict[str, tuple[np.ndarray, np.ndarray | None, h5py.Dataset, h5py.Dataset]] = {}
         if unknown := set(file.get("views", ())) - set(VIEWS):

@@ -164,9 +164,10 @@ class EventTask:
         for name in (*self.labels, *self.quantities) if wanted is None else wanted:
             if name not in truth:
                 unit = f" ({TRUTH[name][2]})" if name in TRUTH and TRUTH[name][2] else ""
+                other = ", or leave it out of network.tasks" if len(self.labels) + len(self.quantities) > 1 else ""
                 raise ValueError(
                     f"{where}the task '{self.name}' needs the truth '{name}'{unit}, found {sorted(truth)}; use events "
-                    "with truth, such as simulated ones, or leave it out of network.tasks"
+                    f"with truth, such as simulated ones{other}"
                 )
             found[name] = truth[name]
             known = len(self.labels.get(name, ()))

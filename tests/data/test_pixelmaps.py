@@ -163,6 +163,7 @@ def test_maps_from_the_cache_are_those_of_the_files(tmp_path):
         for view in ("xz", "yz"):
             assert (one.image(view) == other.image(view)).all()
         assert all((one.truth[n] == other.truth[n]).all() for n in one.truth) and set(one.truth) == set(other.truth)
+        assert one.name == other.name and one.name.startswith(str(tmp_path / "in"))
 
 
 def test_the_cache_follows_files_and_arguments(tmp_path):
