@@ -24,6 +24,7 @@ from torch import nn
 
 from nufm.checkpoint.describe import rebuilt
 from nufm.checkpoint.kinds import Inputs, check_event, inputs_of
+from nufm.checkpoint.temperature import calibrated
 from nufm.data.event import Event, PointBatch
 from nufm.data.images import ImageBatch, ImageEvent
 from nufm.data.pilarnet import PILArNetReader
@@ -50,7 +51,8 @@ class Pretrained:
         classes: label -> names of its classes, in order.
         units: quantity -> unit.
         selection: how events of points are read before the transforms: ``energy_threshold`` in MeV.
-        extra: provenance: anything the exporter wrote down, as JSON.
+        extra: provenance: anything the exporter wrote down, as JSON; ``temperature``: label -> T that its predicted
+            probabilities are calibrated with (``nufm.checkpoint.temperature``).
         source: where it was loaded from.
     """
 
@@ -239,6 +241,7 @@ class Pretrained:
         probability, value = (
             {k: v.float().cpu().numpy() for k, v in part.items()} for part in (found.probability, found.value)
         )
+        probability = calibrated(probability, self.extra)
         classes = {label: tuple(self.classes[label]) for label in probability}
         return [
             StreamEventPrediction(

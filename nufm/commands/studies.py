@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nufm.checkpoint.temperature import keep_temperature
 from nufm.commands.lora_ranks import lora_ranks
 from nufm.commands.lora_ranks import markdown as ranks_table
 from nufm.data.images import ImageEvent
@@ -122,6 +123,8 @@ def _calibration(began: Opened, events: Sequence[ImageEvent], out: Path) -> Done
         )
     fitted_on = data.open(options.fit_split, None, None)
     found = temperature.calibration_study(began.pretrained, fitted_on, events, batch_size=data.batch_size)
+    if options.keep:
+        found["kept_in"] = str(keep_temperature(options.checkpoint, found["label"], found["fit"]["temperature"]))
 
     def draw(found: dict[str, Any], path: Path, title: str) -> None:
         sides = {"as it is": found["before"], f"T = {found['fit']['temperature']:.2f}": found["after"]}

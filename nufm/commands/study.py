@@ -51,7 +51,8 @@ Of image-text models alone:
       other strengths, the first 500 events
   python scripts/study.py resolution --checkpoint RUN --events maps.h5
       a file or folder of pixel maps with labels
-  python scripts/study.py calibration --checkpoint RUN
+  python scripts/study.py calibration --checkpoint RUN --keep true
+      and from now on the probabilities that the model predicts are calibrated
   python scripts/study.py lora_rank --checkpoint RUN --ranks "[1, 8]" --seeds "[0, 1]"
 
 Writes NAME.json, NAME.md and NAME.png into studies/ of the run folder, and prints the table."""
@@ -71,6 +72,7 @@ class StudyOptions:
         suppression: of noise: pixels with at most so many σ read nothing, one series for each.
         seed: fixes the noise, and what else is drawn.
         fit_split: of calibration: the events that the temperature is fitted on.
+        keep: of calibration: write the temperature into the export; from then on its predictions are calibrated.
         ranks: of lora_rank: ranks of the adapters.
         seeds: of lora_rank: one training of every rank for each of them.
         draws: of few_shot: sets of examples, from the training events.
@@ -90,6 +92,7 @@ class StudyOptions:
     suppression: list[float] = field(default_factory=lambda: list(robustness.SUPPRESSION))
     seed: int = 0
     fit_split: Literal["train", "val"] = "val"
+    keep: bool = False
     ranks: list[int] = field(default_factory=lambda: list(RANKS))
     seeds: list[int] = field(default_factory=lambda: [0])
     draws: int = 3

@@ -102,19 +102,6 @@ def fit_temperature(logits: Tensor, target: Tensor) -> Fit:
     return Fit(temperature, best, before, len(z), bounded)
 
 
-def tempered(probability: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(z / T) from softmax(z): float64 (..., K), the 1/T-th powers, normalised.
-
-    Raises:
-        ValueError: T is not a positive number.
-    """
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature is {temperature}, expected a positive number")
-    log_p = np.log(np.maximum(np.asarray(probability, dtype=np.float64), np.finfo(np.float32).tiny)) / temperature
-    p = np.exp(log_p - log_p.max(-1, keepdims=True))
-    return p / p.sum(-1, keepdims=True)
-
-
 @torch.no_grad()
 def event_logits(
     pretrained: Pretrained, events: Sequence[ImageEvent], batch_size: int = 16, progress: bool = True
@@ -233,6 +220,8 @@ def markdown(found: dict[str, Any]) -> str:
     if found["nll_change_error"] is not None:
         text += f"NLL changes by {found['nll_change']:+.4f} ± {found['nll_change_error']:.4f} (the same events). "
     text += "No decision changes, hence no accuracy; the AUC may, since it compares events. "
+    if "kept_in" in found:
+        text += "The temperature is kept in the export: what it predicts from now on is calibrated with it. "
     if fit["bounded"]:
         text += (
             f"The temperature is at the end of its range, {LEAST:g} … {MOST:g}: the validation events do not fix it. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from matplotlib.image import imread
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from run_support import REPOSITORY, environment
 
-from nufm.checkpoint import save_pretrained
+from nufm.checkpoint import from_pretrained, save_pretrained
 from nufm.commands.study import STUDIES, named_first, run, study
 from nufm.data.image_hdf5 import write_maps
 from nufm.data.image_transforms import Brightness, Rebin
@@ -160,3 +161,18 @@ def test_faithfulness_of_a_network_that_does_not_talk(folder):
     assert set(found["rows"]) == {"brightest", "strongest"} and found["rows"]["brightest"]["all"]["events"] == 9
     assert imread(folder / "run" / "studies" / "faithfulness.png").std() > 0.01
     assert "with most charge" in (folder / "run" / "studies" / "faithfulness.md").read_text()
+
+
+def test_a_temperature_that_is_kept_calibrates_predictions(folder, tmp_path):
+    export = shutil.copytree(folder / "run" / "export", tmp_path / "export")
+    some = toy_events(6)
+    before = from_pretrained(export).predict(some, progress=False)
+    more = ("--data.root", str(folder / "data"), "--data.size", "32", "--out", str(tmp_path), "--keep", "true")
+    found = run(["calibration", "--checkpoint", str(export), "--threads", "1", *more])
+    after = from_pretrained(export).predict(some, progress=False)
+    t = found["fit"]["temperature"]
+    for one, other in zip(before, after, strict=True):
+        p, q = one.probability["interaction"].astype(float), other.probability["interaction"].astype(float)
+        assert np.log(q[0] / q[1]) == pytest.approx(np.log(p[0] / p[1]) / t, abs=1e-3)
+    assert "kept in the export" in (tmp_path / "calibration.md").read_text()
+    assert run(["calibration", "--checkpoint", str(export), "--threads", "1", *more])["fit"] == found["fit"]

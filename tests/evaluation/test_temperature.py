@@ -22,7 +22,6 @@ from nufm.evaluation.temperature import (
     event_logits,
     fit_temperature,
     markdown,
-    tempered,
 )
 
 
@@ -88,15 +87,6 @@ def test_what_cannot_be_fitted():
         fit_temperature(torch.zeros(2, 3), torch.tensor([0]))
     with pytest.raises(ValueError, match="1 logits are not finite"):
         fit_temperature(torch.tensor([[0.0, float("nan")]]), torch.tensor([0]))
-    with pytest.raises(ValueError, match="expected a positive number"):
-        tempered(np.array([0.5, 0.5]), 0.0)
-
-
-def test_tempered_probabilities_are_the_softmax_of_the_divided_logits():
-    z, _ = sampled(20, 2.0)
-    z = z.double().numpy()
-    np.testing.assert_allclose(tempered(softmax(z, axis=1), 2.5), softmax(z / 2.5, axis=1), rtol=1e-9)
-    np.testing.assert_allclose(tempered(np.array([1.0, 0.0]), 3.0).sum(), 1.0)
 
 
 # ---------------------------------------------------------------------- the study
