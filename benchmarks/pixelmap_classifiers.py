@@ -19,7 +19,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ BASE = "tiny_mllama"  # of the image-text model: random weights, in the folder o
 SCORES, PROBABILITIES, COSTS = "pixelmap_scores.json", "pixelmap_probability.npz", "pixelmap_cost.json"
 TREES, MAJORITY = "boosted trees on 20 numbers", "always the largest class"
 NOMINAL, HALF, LARGER = "nominal", "half", "half, picture made larger"
+LOADING = threading.Lock()  # transformers changes defaults of torch while it loads
 TIMED, THREADS = 8, 1  # events that take turns when a model is timed, and threads
 
 
@@ -90,7 +93,7 @@ def main() -> None:
     else:
         prepare(options.models, runs)
         run_jobs(jobs, runs, options.workers, REPOSITORY / "scripts")
-    write(names, runs, options.out)
+    write(names, runs, options.out, options.workers)
 
 
 def run_name(model: str, seed: int) -> str:
@@ -152,16 +155,18 @@ def resolutions() -> list:
     ]
 
 
-def scored(run: Path, events: Sequence[ImageEvent]) -> dict[str, Any]:
-    """Scores of a run at each resolution; kept beside it, with the probabilities."""
+def scored(run: Path, events: Sequence[ImageEvent] | None = None) -> dict[str, Any]:
+    """Scores of a run at each resolution, on the test events if none are given; kept beside it, with the probabilities.
+    """
     from nufm.checkpoint import from_pretrained
     from nufm.evaluation.robustness import sweep
 
     path = run / SCORES
     if path.is_file() and path.stat().st_mtime >= (run / "export" / "config.json").stat().st_mtime:
         return json.loads(path.read_text())
-    model = from_pretrained(run)
-    result = sweep(model, events, resolutions(), batch_size=16)
+    with LOADING:
+        model = from_pretrained(run)
+    result = sweep(model, test_events() if events is None else events, resolutions(), batch_size=16, progress=False)
     found = {
         "levels": {level["series"]: with_matrix(level, p, result["target"])
                    for level, p in zip(result["levels"], result["probability"], strict=True)},
@@ -255,14 +260,20 @@ def trees(train: Sequence[ImageEvent], events: Sequence[ImageEvent]) -> dict[str
 # ---------------------------------------------------------------------------------------- tables
 
 
-def write(names: Mapping[tuple[str, int], str], runs: Path, out: Path) -> None:
-    """Tables, pictures and JSON of finished runs."""
+def write(names: Mapping[tuple[str, int], str], runs: Path, out: Path, workers: int = 1) -> None:
+    """Tables, pictures and JSON of finished runs, ``workers`` of which are scored at a time."""
+    import torch
+
     if not names:
         raise SystemExit(f"no run in {runs} is finished")
     events = test_events()
+    torch.set_num_threads(THREADS)
     found: dict[str, list[dict[str, Any]]] = {}
-    for (model, _), name in names.items():
-        found.setdefault(model, []).append(scored(runs / name, events))
+    with ThreadPoolExecutor(workers) as pool:  # torch computes without Python's lock; each has a reader of its own
+        scores = pool.map(lambda name: scored(runs / name), names.values())
+        for (model, _), name, one in zip(names, names.values(), scores, strict=True):
+            found.setdefault(model, []).append(one)
+            print(f"{name}: accuracy {one['levels'][NOMINAL]['accuracy']:.3f}", flush=True)
     commits = {json.loads((runs / name / SETTINGS).read_text())["commit"] for name in names.values()}
     first = {model: next(name for (m, _), name in names.items() if m == model) for model in found}
     costs = {model: cost(runs / name, events) for model, name in first.items()}

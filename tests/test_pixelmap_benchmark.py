@@ -132,11 +132,11 @@ def test_tables_of_finished_runs(small, monkeypatch):
 def test_scores_are_kept_until_the_run_changes(small):
     run, events = small / "runs" / "cnn-0", [toy_event(i % 3, i, 128) for i in range(6)]
     first = benchmark.scored(run, events)
-    assert benchmark.scored(run, None) == first, "nothing is predicted again"
+    assert benchmark.scored(run, []) == first, "nothing is predicted again"
     kept = np.load(run / benchmark.PROBABILITIES)
     assert kept[benchmark.NOMINAL].shape == (6, 3) and kept["target"].tolist() == [0, 1, 2, 0, 1, 2]
     assert not np.allclose(kept[benchmark.NOMINAL], kept[benchmark.HALF])
     later = (run / benchmark.SCORES).stat().st_mtime + 10
     os.utime(run / "export" / "config.json", (later, later))
-    with pytest.raises(TypeError):
-        benchmark.scored(run, None)
+    with pytest.raises(ValueError, match="no events"):
+        benchmark.scored(run, [])
