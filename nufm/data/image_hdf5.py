@@ -18,6 +18,7 @@ from nufm.data.images import CLASSES, TRUTH, VIEWS, ImageEvent, View
 LAYOUT = "pixelmaps 1"
 HDF5 = (".h5", ".hdf5")
 CHUNK_ROWS = 16_384
+MOST_PIXELS = 16_384  # per edge: a number in a file must not ask for all memory
 AT_ONCE = 256  # events that wait until they are written
 
 
@@ -50,9 +51,15 @@ class SparseFile:
                 f"{self.path}: found the attributes {sorted(said)}, expected also {', '.join(sorted(missing))}; the "
                 "file is damaged or was not closed, make it again"
             )
-        self.n_events = int(said["n_events"])
-        self.shape = tuple(int(n) for n in said["shape"])
-        self.pitch, self.unit = float(said["pitch"]), str(said["unit"])
+        try:
+            self.n_events, self.pitch, self.unit = int(said["n_events"]), float(said["pitch"]), str(said["unit"])
+            rows, columns = (int(n) for n in said["shape"])
+        except (TypeError, ValueError) as error:
+            told = ", ".join(f"{name} = {said[name]}" for name in ("n_events", "shape", "pitch"))
+            raise ValueError(f"{self.path}: found {told}, expected numbers, of the shape two ({error})") from error
+        if not (1 <= min(rows, columns) and max(rows, columns) <= MOST_PIXELS):
+            raise ValueError(f"{self.path}: shape is {rows} × {columns}, expected 1 … {MOST_PIXELS} pixels per edge")
+        self.shape = (rows, columns)
         self.producer, self.source = str(said.get("producer", "")), str(said.get("source", ""))
         self.truth = truth_columns(file, self.n_events, self.path)
         self._views: dict[str, tuple[np.ndarray, np.ndarray | None, h5py.Dataset, h5py.Dataset]] = {}
@@ -61,6 +68,14 @@ class SparseFile:
         for view, group in file.get("views", {}).items():
             if missing := {"offsets", "pixel", "energy"} - set(group):
                 raise ValueError(f"{self.path}: 'views/{view}/{min(missing)}' is missing, found {sorted(group)}")
+            for name, kind, shape in (("offsets", "iu", ()), ("pixel", "iu", (2,)), ("energy", "iuf", ())):
+                data = group[name]
+                if not isinstance(data, h5py.Dataset) or data.dtype.kind not in kind or data.shape[1:] != shape:
+                    raise ValueError(
+                        f"{self.path}: 'views/{view}/{name}' is {getattr(data, 'dtype', 'a group')} "
+                        f"{getattr(data, 'shape', '')}, expected {'whole ' if kind == 'iu' else ''}numbers "
+                        f"({', '.join(['rows', *map(str, shape)])})"
+                    )
             offsets = group["offsets"][:].astype(np.int64)
             rows = {name: len(group[name]) for name in ("pixel", "energy")}
             rising = len(offsets) == self.n_events + 1 and offsets[0] == 0 and (np.diff(offsets) >= 0).all()
@@ -125,8 +140,11 @@ def truth_columns(file: h5py.File, n_events: int, path: Path) -> dict[str, np.nd
     Raises:
         ValueError: a column has another length or shape, or holds what is no class.
     """
+    group = file.get("truth", {})
+    if isinstance(group, h5py.Dataset):
+        raise ValueError(f"{path}: 'truth' is a data set, expected a group with some of {', '.join(TRUTH)}")
     found = {}
-    for name in set(file.get("truth", ())) & set(TRUTH):
+    for name in set(group) & set(TRUTH):
         shape, kind, _ = TRUTH[name]
         data = file[f"truth/{name}"]
         if not isinstance(data, h5py.Dataset) or data.shape != (n_events, *shape) or data.dtype.kind not in "iuf":
@@ -142,7 +160,7 @@ def truth_columns(file: h5py.File, n_events: int, path: Path) -> dict[str, np.nd
 
 
 def check_classes(values: np.ndarray, names: tuple[str, ...], where: str) -> None:
-    """Refuses numbers that are no class, -1 = unknown.
+    """Refuses numbers that are no class; -1 = unknown.
 
     Raises:
         ValueError: names the first row that holds one.

@@ -86,6 +86,13 @@ def test_readers_are_handed_to_other_processes(tmp_path):
         (lambda f: _put(f, "views/xz/offsets", np.array([0, 40])), "are 2 numbers from .* expected 3 that rise"),
         (lambda f: _put(f, "views/xz/present", np.ones(3)), r"'views/xz/present' has shape \(3,\), expected \(2,\)"),
         (lambda f: _put(f, "truth/interaction", np.array([0, 5])), "row 1: class 5, expected 0 … 2"),
+        (lambda f: _put(f, "truth", np.array([0, 1])), "'truth' is a data set, expected a group"),
+        (lambda f: f.attrs.__setitem__("shape", (16, 16, 2)), "shape = .*expected numbers, of the shape two"),
+        (lambda f: f.attrs.__setitem__("n_events", "two"), "n_events = two, .*expected numbers"),
+        (lambda f: f.attrs.__setitem__("shape", (16, 10**9)), "shape is 16 × 1000000000, expected 1 … 16384 pixels"),
+        (lambda f: _put(f, "views/yz/pixel", np.full((40, 2), 0.5)), r"'views/yz/pixel' is float64 .*expected whole"),
+        (lambda f: _put(f, "views/yz/pixel", np.zeros((40, 3), int)), r"\(40, 3\), expected whole numbers \(rows, 2\)"),
+        (lambda f: _put(f, "views/yz/energy", np.full(40, b"x")), r"'views/yz/energy' is .* expected numbers \(rows\)"),
     ],
 )
 def test_damaged_sparse_files(tmp_path, change, words):
