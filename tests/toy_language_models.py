@@ -7,6 +7,7 @@ import tempfile
 
 import numpy as np
 import torch
+import transformers
 
 from nufm.commands.tiny_vlm import make_tiny_vlm
 from nufm.data.images import ImageBatch, ImageEvent, View
@@ -85,10 +86,58 @@ def text_model() -> torch.nn.Module:
         return LlamaForCausalLM(config).double().eval().requires_grad_(False)
 
 
+def qwen2_vl() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """A tiny Qwen2-VL in float64, whose text positions depend on the pictures, and a prompt with two pictures for each
+    of three events.
+    """
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    text = {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "initializer_range": 0.3,
+        "max_position_embeddings": 512,
+    }
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2}
+    marks = {"image_token_id": 99, "vision_start_token_id": 98, "vision_end_token_id": 97, "video_token_id": 96}
+    rope = {"type": "mrope", "rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        config = Qwen2VLConfig(text_config=text | {"rope_parameters": rope}, vision_config=vision, **marks)
+    else:
+        rope = {"type": "mrope", "mrope_section": [1, 1, 2]}
+        config = Qwen2VLConfig(**text, rope_scaling=rope, vision_config=vision, **marks)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = Qwen2VLForConditionalGeneration(config).double().eval().requires_grad_(False)
+        # 4 × 4 patches of a picture are 4 tokens; the third event has pictures of 4 × 8 and fewer words: other shifts
+        square, wide = [98, *[99] * 4, 97], [98, *[99] * 8, 97]
+        words = torch.randint(14, 90, (3, 12)).tolist()
+        ids = [[*words[i][:4], *square, *square, *words[i][4:12]] for i in (0, 1)]
+        ids.append([*words[2][:4], *wide, *square, *words[2][4:8]])
+        ids = torch.tensor(ids)
+        grids = torch.tensor([[1, 4, 4]] * 4 + [[1, 4, 8], [1, 4, 4]])
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values": torch.randn(int(grids.prod(1).sum()), 3 * 2 * 14 * 14).double(),
+            "image_grid_thw": grids,
+        }
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        inputs["mm_token_type_ids"] = (ids == 99).long()
+    return model, inputs
+
+
 def naive_scores(model: torch.nn.Module, inputs: dict[str, torch.Tensor], labels: LabelTokens) -> torch.Tensor:
     """(B, K) log-probabilities by a pass over prompt, prefix and label for each label, without a cache."""
     columns = []
     for tokens in labels.tokens:
+        for part in (model, getattr(model, "model", None)):
+            if hasattr(part, "rope_deltas"):
+                part.rope_deltas = None  # Qwen2-VL would take those of the last call
         whole = append_tokens(inputs, (*labels.prefix, *tokens))
         log_p = model(**whole, use_cache=False).logits.log_softmax(-1)[:, -len(tokens) - 1 : -1]
         columns.append(sum(log_p[:, i, token] for i, token in enumerate(tokens)))

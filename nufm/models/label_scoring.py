@@ -145,9 +145,17 @@ class Context:
         logits: (B, V) of the next token.
     """
 
-    def __init__(self, model: nn.Module, cache: Any, logits: Tensor, mask: Tensor, cross_mask: Tensor | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        cache: Any,
+        logits: Tensor,
+        mask: Tensor,
+        cross_mask: Tensor | None,
+        position: Tensor | None,
+    ) -> None:
         self.model, self.logits = model, logits
-        self._cache, self._mask, self._cross_mask = cache, mask, cross_mask
+        self._cache, self._mask, self._cross_mask, self._position = cache, mask, cross_mask, position
 
     @classmethod
     def read(cls, model: nn.Module, inputs: Mapping[str, Tensor]) -> Context:
@@ -157,7 +165,7 @@ class Context:
         not matter where they enter by their differences (rotary embeddings), as in the image-text models of today.
 
         Raises:
-            ValueError: padding on the right.
+            ValueError: padding on the right, or any padding where pictures shift the positions of the text behind them.
         """
         mask = inputs.get("attention_mask")
         mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
@@ -168,10 +176,21 @@ class Context:
                 f"{mask.shape[1]} tokens), so that the answer would follow the padding; pad on the left "
                 "(tokenizer.padding_side = 'left')"
             )
+        shifted = _with_shifted_positions(model)
+        if shifted is not None:
+            if not bool(mask.all()):
+                row = int((mask == 0).any(1).nonzero()[0])
+                raise ValueError(
+                    f"the prompt of event {row} of the batch is padded, to {mask.shape[1]} tokens, which a "
+                    f"{type(shifted).__name__} counts as positions or not, by its version; give it prompts of one "
+                    "length: one event at a time (batch_size 1)"
+                )
+            shifted.rope_deltas = None  # those of an earlier prompt would be taken for this one's
         output = model(**inputs, use_cache=True, **_only_last(model))
         cross = inputs.get("cross_attention_mask")
         last = None if cross is None else cross[:, -1:]
-        return cls(model, output.past_key_values, output.logits[:, -1], mask, last)
+        next_position = None if shifted is None else mask.shape[1] + shifted.rope_deltas
+        return cls(model, output.past_key_values, output.logits[:, -1], mask, last, next_position)
 
     def rows(self, index: Tensor) -> Context:
         """The context of some events, as often as they are named; this one stays as it is.
@@ -181,7 +200,9 @@ class Context:
         """
         index = index.to(self.logits.device)
         cross = None if self._cross_mask is None else self._cross_mask[index]
-        return Context(self.model, _with_rows(self._cache, index), self.logits[index], self._mask[index], cross)
+        position = None if self._position is None else self._position[index]
+        cache = _with_rows(self._cache, index)
+        return Context(self.model, cache, self.logits[index], self._mask[index], cross, position)
 
     def advance(self, tokens: Tensor) -> Tensor:
         """Read on.
@@ -196,6 +217,10 @@ class Context:
         more = {}
         if self._cross_mask is not None:  # text sees the images that the text before it sees
             more["cross_attention_mask"] = self._cross_mask.expand(-1, tokens.shape[1], -1, -1)
+        if self._position is not None:
+            run = self._position + torch.arange(tokens.shape[1], device=tokens.device)
+            more["position_ids"] = run.expand(3, -1, -1)  # text moves along time, height and width alike
+            self._position = self._position + tokens.shape[1]
         output = self.model(
             input_ids=tokens, attention_mask=self._mask, past_key_values=self._cache, use_cache=True, **more
         )
@@ -208,6 +233,14 @@ def _only_last(model: nn.Module) -> dict[str, int]:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     known = inspect.signature(inner.forward).parameters
     return next(({name: 1} for name in ("logits_to_keep", "num_logits_to_keep") if name in known), {})
+
+
+def _with_shifted_positions(model: nn.Module) -> Any:
+    """The part of a model that keeps by how much pictures shift the positions of the text behind them (Qwen2-VL and
+    others with positions in time, height and width); None: there is none.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return next((part for part in (inner, getattr(inner, "model", None)) if hasattr(part, "rope_deltas")), None)
 
 
 def _with_rows(cache: Any, index: Tensor) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy_language_models import base, inputs_of, label_tokens, naive_scores, text_model
+from toy_language_models import base, inputs_of, label_tokens, naive_scores, qwen2_vl, text_model
 
 from nufm.models.label_scoring import (
     PREFIX,
@@ -73,6 +73,47 @@ def test_a_model_of_text_alone_and_labels_of_one_token():
         labels = LabelTokens(("a", "b", "c"), (5, 6), tokens)
         scores = score_labels(model, inputs, labels)
         torch.testing.assert_close(scores.log_probability, naive_scores(model, inputs, labels), rtol=1e-9, atol=1e-9)
+
+
+def test_pictures_that_shift_the_positions_of_the_text():
+    """Qwen2-VL: a picture of 4 × 8 patches is 8 tokens but 4 positions wide, so text behind it moves."""
+    model, inputs = qwen2_vl()
+    labels = LabelTokens(("a", "b", "c"), (5, 6), ((7, 8, 9), (7, 10, 11, 12), (13,)))
+    expected = []
+    for i in range(3):  # one by one: the model itself keeps shifts from call to call
+        own = one_event(inputs, i)
+        expected.append(naive_scores(model, own, labels)[0])
+        alone = score_labels(model, own, labels).log_probability[0]
+        torch.testing.assert_close(alone.double(), expected[-1].double(), rtol=1e-5, atol=1e-5)
+    together = score_labels(model, inputs, labels).log_probability
+    torch.testing.assert_close(together.double(), torch.stack(expected).double(), rtol=1e-5, atol=1e-5)
+    context = read_prompt(model, inputs, labels).rows(torch.tensor([2, 0]))
+    more = torch.tensor([[20, 21], [20, 21]])
+    read = context.advance(more)
+    for row, i in enumerate((2, 0)):
+        _clear(model)
+        whole = model(**append_tokens(one_event(inputs, i), (5, 6, 20, 21)), use_cache=False).logits[0, -2:]
+        torch.testing.assert_close(read[row], whole, rtol=1e-5, atol=1e-5)
+    padded = {**inputs, "attention_mask": inputs["attention_mask"].clone()}
+    padded["attention_mask"][1, 0] = 0
+    with pytest.raises(ValueError, match=r"event 1 of the batch is padded, to 24 tokens.*batch_size 1"):
+        Context.read(model, padded)
+
+
+def one_event(inputs: dict[str, torch.Tensor], i: int) -> dict[str, torch.Tensor]:
+    """Of a Qwen2-VL batch with two pictures for each event."""
+    patches = inputs["image_grid_thw"].prod(1)
+    begin, end = int(patches[: 2 * i].sum()), int(patches[: 2 * i + 2].sum())
+    rows = {k: v[i : i + 1] for k, v in inputs.items() if len(v) == len(inputs["input_ids"])}
+    return rows | {
+        "pixel_values": inputs["pixel_values"][begin:end],
+        "image_grid_thw": inputs["image_grid_thw"][2 * i : 2 * i + 2],
+    }
+
+
+def _clear(model: torch.nn.Module) -> None:
+    part = model if hasattr(model, "rope_deltas") else model.model
+    part.rope_deltas = None
 
 
 def test_scoring_leaves_the_context_as_it_is():
