@@ -133,6 +133,7 @@ def make_tokenizer(family: Family) -> Any:
         eos_token=END,
         pad_token=PAD,
         additional_special_tokens=[HEAD, HEAD_END, *extra, IMAGE[family]],
+        model_input_names=["input_ids", "attention_mask"],  # 4.48 would add the kinds of tokens, which Idefics3 refuses
     )
 
 
@@ -168,7 +169,9 @@ def make_processor(family: Family, tokenizer: Any, image_size: int) -> Any:
         from transformers import MllamaImageProcessor, MllamaProcessor
 
         size = {"height": image_size, "width": image_size}
-        return MllamaProcessor(MllamaImageProcessor(size=size, max_image_tiles=1), tokenizer, chat_template=template)
+        processor = MllamaProcessor(MllamaImageProcessor(size=size, max_image_tiles=1), tokenizer)
+        processor.chat_template = template  # transformers 4.48 takes it this way only
+        return processor
     from transformers import Idefics3ImageProcessor, Idefics3Processor
 
     images = Idefics3ImageProcessor(

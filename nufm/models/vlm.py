@@ -88,8 +88,7 @@ class VisionLanguageClassifier(ImageNetwork):
                 f"rank is {rank}, alpha {alpha} and dropout {dropout}; expected rank >= 0, alpha > 0, dropout in [0, 1)"
             )
         self.rule, self.prompt = rule, load_prompt(prompt)
-        on_meta = torch.get_default_device().type == "meta"
-        if on_meta:
+        if builds_empty():
             self.model, self.composer = empty_base(base), None
         else:
             self.model, processor = load_base(base, quantization, dtype)
@@ -252,6 +251,11 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
     inject_adapter_in_model(config, model, low_cpu_mem_usage=on_meta)
 
 
+def builds_empty() -> bool:
+    """Whether what is built now is on the meta device; torch.get_default_device says so from torch 2.7 on only."""
+    return torch.empty(0).is_meta
+
+
 def empty_base(base: str) -> nn.Module:
     """The base without memory, on the meta device.
 
@@ -276,7 +280,7 @@ def base_configuration(base: str) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
 
     path, kept = Path(base).expanduser(), ARCHITECTURES / f"{Path(base).name}.json"
-    if not path.is_dir() and kept.is_file() and torch.get_default_device().type == "meta":
+    if not path.is_dir() and kept.is_file() and builds_empty():
         values = json.loads(kept.read_text(encoding="utf-8"))
         return AutoConfig.for_model(values.pop("model_type"), **values)
     if not path.is_dir() and (path.is_absolute() or str(base).count("/") != 1 or str(base).startswith(("runs/", "."))):
@@ -338,6 +342,14 @@ def load_base(base: str, quantization: str, dtype: str) -> tuple[nn.Module, Any]
         processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{base}: cannot be loaded as an image-text model: {error}") from error
+    except (ImportError, AttributeError, RuntimeError) as error:
+        if quantization == "none":
+            raise
+        # Some pairs of versions do not fit on a CPU: transformers 4.48 changes a list that bitsandbytes 0.50 has fixed.
+        raise ValueError(
+            f"{base}: cannot be loaded in 4 bit by transformers {transformers.__version__} on this machine: {error}; "
+            "install transformers 5 and bitsandbytes 0.49 or newer, or set quantization to none"
+        ) from error
     finally:
         if bars:
             transformers.utils.logging.enable_progress_bar()
