@@ -57,7 +57,8 @@ TALKS = "VLM"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    first = [model for model in MODELS if "student" not in model]
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=first, help="all but students")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings that are studied")
     parser.add_argument("--runs", type=Path, default=Path("runs/pixelmap_classifiers"), help="folder of all runs")
     parser.add_argument("--max_events", type=int, default=300, help="test events of each study")
