@@ -51,7 +51,7 @@ HEADS = {
 }
 ALL = (*LEVELS, "calibration", "faithfulness")
 OF_WORDS = ("lora_rank", "few_shot", "prompt")  # of the image-text model, first seed
-COVERED = 200  # events of the studies that cover regions, which take 40 passes an event
+COVERED = 100  # events of the studies that cover regions, which take 40 passes an event
 TALKS = "VLM"
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=first, help="all but students")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings that are studied")
     parser.add_argument("--runs", type=Path, default=Path("runs/pixelmap_classifiers"), help="folder of all runs")
-    parser.add_argument("--max_events", type=int, default=300, help="test events of each study")
+    parser.add_argument("--max_events", type=int, default=200, help="test events of each study")
     parser.add_argument("--workers", type=int, default=available_cores(), help="studies at a time, each on one core")
     parser.add_argument("--finished", action="store_true", help="study nothing: write the tables of what is there")
     parser.add_argument("--out", type=Path, default=RESULTS)
