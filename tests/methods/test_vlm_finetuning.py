@@ -129,6 +129,12 @@ def test_recomputed_activations_give_the_same_gradients(family):
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_training_begins_in_training_mode():
+    """A Trainer changes no modes, and blocks recompute nothing in evaluation mode."""
+    found = method(checkpoint_activations=True)
+    assert all(module.training for module in found.modules())
+
+
 def test_accumulated_batches_give_the_gradient_of_both():
     """Two batches of equal numbers of tokens, each halved, as a Trainer does, against one batch of all."""
     found = shaken(method(explanations=False))
