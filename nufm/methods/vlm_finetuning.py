@@ -67,7 +67,7 @@ class VLMFineTuning(ImageClassification):
         self.explanations = explanations
         if not any(True for _ in network.adapter_parameters()):
             raise ValueError("network.rank is 0: there are no adapters to train; set it to 8, as published")
-        # Bases are loaded in evaluation mode, and a Trainer begins with the modes that it finds: in that one, activations
+        # Bases are loaded in evaluation mode, and a Trainer begins with the modes it finds: in that one, activations
         # would be kept whatever is asked for.
         network.train()
         if checkpoint_activations and network.composer is not None:
