@@ -344,7 +344,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     largest = f"{max(test) / sum(test):.3f}"
     rows = [
         [model, *(spread(runs, NOMINAL, key) for key in KEYS), amount(runs[0]["trainable_parameters"]),
-         f"{costs[model]['memory_gb']:.2f}" if costs[model]["memory_gb"] is not None else "–",
+         short(1e3 * costs[model]["memory_gb"]) if costs[model]["memory_gb"] is not None else "–",
          short(costs[model]["ms"])]
         for model, runs in found.items()
     ]  # fmt: skip
@@ -352,9 +352,10 @@ def markdown(report: Mapping[str, Any]) -> str:
     rows.append([MAJORITY, largest, "–", f"{1 / len(test):.3f}", "0.500", "–", "–", "–"])
     for model, kind in PUBLISHED["models"].items():
         scores = PUBLISHED["nominal"][model]
-        rows.append([f"published, {model}", *(f"{scores[k]:.2f}" for k in ("accuracy", "precision", "recall", "auc")),
-                     amount(kind["trainable_parameters"]), f"{kind['memory_gb']:.2f}", short(kind["ms"])])  # fmt: skip
-    head = ["nominal resolution", *HEAD, "trainable parameters", "memory (GB)", "ms per event"]
+        cells = [f"{scores[key]:.2f}" for key in ("accuracy", "precision", "recall", "auc")]
+        cells += [amount(kind["trainable_parameters"]), short(1e3 * kind["memory_gb"]), short(kind["ms"])]
+        rows.append([f"published, {model}", *cells])
+    head = ["nominal resolution", *HEAD, "trainable parameters", "memory (MB)", "ms per event"]
     text = [table(head, rows), half_table(found | reference), class_table(found | reference)]
     if rows := distilled(found, costs):
         text.append(table(["student / teacher (its seed 0)", "accuracy", "kept", "parameters", "ms per event"], rows))
@@ -368,8 +369,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         "tiny (configs/tiny/pixelmap_*.yaml); the image-text model stands on random weights, nothing of the published "
         "one's knowledge is in it: its row shows that the path learns, not how good a large one would be. Time and "
         f"memory are of one event at a time ({report['hardware']}, {THREADS} thread{'s' * (THREADS > 1)}; memory: "
-        "growth of the resident memory of a fresh process, weights and what is loaded with them included), the "
-        "published ones of large models on GPUs. Published: other simulation, 190,000 events; not like for like.\n"
+        "growth of the resident memory of a fresh process, about 15 MB of it for any model), the published ones of "
+        "large models on GPUs. Published: other simulation, 190,000 events; not like for like.\n"
     )
     return "\n".join(text)
 

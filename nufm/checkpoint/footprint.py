@@ -1,12 +1,14 @@
 """How much memory a model takes on a CPU, where torch keeps no count: a fresh process opens it and is watched.
 
 What is measured is how much the resident memory of that process grows between before the weights are read and the peak
-of a prediction: weights, what is loaded with them, and what a call needs.
+of a prediction: weights and what a call needs. Libraries are loaded before, as far as building the model without
+weights brings them.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import os
 import pickle
 import subprocess
@@ -17,7 +19,9 @@ from typing import Any
 
 import torch
 
+from nufm.checkpoint.describe import MODELS, build
 from nufm.checkpoint.export import from_pretrained
+from nufm.checkpoint.files import CONFIG, find_export
 
 ROOT = Path(__file__).resolve().parents[2]
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -65,6 +69,10 @@ def _measure_here() -> int:
     """The growth of this process, which was started for nothing else."""
     source, events, threads = pickle.loads(sys.stdin.buffer.read())
     torch.set_num_threads(threads)
+    place = find_export(source)
+    if place.name == CONFIG:
+        with torch.device("meta"):  # brings the libraries, and no memory for weights
+            build(json.loads(place.read_text(encoding="utf-8"))["model"], MODELS, place)
     torch.nn.functional.conv2d(torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3))  # threads and kernels are there
     gc.collect()
     before = _resident("VmRSS")

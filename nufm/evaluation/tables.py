@@ -149,14 +149,18 @@ def matrix_table(scores: Mapping[str, Any]) -> str:
 
 def cost_text(cost: Mapping[str, Any]) -> str:
     """Time and memory of one event."""
-    memory = f"; {cost['memory_gb']:.2f} GB ({cost['memory_is']})" if cost["memory_gb"] is not None else ""
+    memory = "" if cost["memory_gb"] is None else f"; {_gigabytes(cost['memory_gb'])} ({cost['memory_is']})"
     threads = f", {cost['threads']} thread{'s' * (cost['threads'] != 1)}" if cost["threads"] else ""
     low, high = cost["ms_quartiles"]
     return (
         f"One event at a time on {cost['device']}{threads}: {cost['ms']:.3g} ms in the network (quartiles {low:.3g} "
         f"and {high:.3g}, {cost['repeats']} calls), {cost['ms_whole']:.3g} ms with its preparation{memory}. "
-        f"{cost['parameters']:,} parameters, {cost['weights_gb']:.3g} GB of weights.\n"
+        f"{cost['parameters']:,} parameters, {_gigabytes(cost['weights_gb'])} of weights.\n"
     )
+
+
+def _gigabytes(value: float) -> str:
+    return f"{value:.2f} GB" if value >= 1 else f"{1e3 * value:.3g} MB"
 
 
 def label_text(scores: Mapping[str, Any]) -> str:
