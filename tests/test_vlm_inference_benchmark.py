@@ -67,3 +67,32 @@ def large(number: int):
     """A toy event on 128 × 128 pixels."""
     event = image_event(number)
     return event.replace(shape=(128, 128))
+
+
+def test_the_way_of_the_large_architecture_in_small(monkeypatch, tmp_path):
+    """Its configuration with fewer and narrower layers: maps of 128 pixels on tiles of 140 in place of 512 on 560,
+    room for four tiles, more tokens than the tokenizer has.
+    """
+    values = json.loads((benchmark.ARCHITECTURES / benchmark.SIZES["llama-11b"][0]).read_text())
+    values["text_config"] |= {
+        **{"hidden_size": 64, "num_hidden_layers": 4, "cross_attention_layers": [1, 3], "num_attention_heads": 4},
+        **{"num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 4096},
+        **{"pad_token_id": 4, "bos_token_id": 0, "eos_token_id": 1},
+    }
+    values["vision_config"] |= {
+        **{"hidden_size": 32, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 2},
+        **{"intermediate_size": 32, "intermediate_layers_indices": [0], "vision_output_dim": 64},
+    }
+    values["image_token_index"] = 4096
+    (tmp_path / benchmark.SIZES["llama-11b"][0]).write_text(json.dumps(values))
+    monkeypatch.setattr(benchmark, "ARCHITECTURES", tmp_path)
+    file, _, *rest = benchmark.SIZES["llama-11b"]
+    monkeypatch.setitem(benchmark.SIZES, "llama-11b", (file, 140, *rest))
+    monkeypatch.setattr(benchmark, "events", lambda n, factor: [large(i) for i in range(n)])
+    subject = benchmark.Subject("llama-11b", CPU, "nf4", 1)
+    (batch,) = subject.batches
+    inputs = subject.inputs(batch)
+    assert inputs["pixel_values"].shape == (1, 2, 4, 3, 140, 140)  # events, pictures, tiles, colours
+    assert inputs["aspect_ratio_mask"].sum() == 2  # one tile of each picture is filled
+    (said,) = subject.write(batch, 4)
+    assert [said.label] == subject.score(batch) == subject.pass_for_each_label(batch)
