@@ -53,6 +53,8 @@ ALL = (*LEVELS, "calibration", "faithfulness")
 OF_WORDS = ("lora_rank", "few_shot", "prompt")  # of the image-text model, first seed
 COVERED = 100  # events of the studies that cover regions, which take 40 passes an event
 TALKS = "VLM"
+# What the JSON of all studies leaves out: events one by one, and where on which machine things were.
+OF_THE_MACHINE = ("per_event", "environment", "trained", "checkpoint", "runs_in", "kept_in")
 
 
 def main() -> None:
@@ -149,7 +151,10 @@ def write(chosen: Mapping[tuple[str, int], Path], jobs: Mapping[Job, list[str]],
     for ((model, _), name), flags in jobs.items():
         if done(flags):
             result = json.loads((Path(flags[2]) / "studies" / f"{name}.json").read_text())
-            kept = {k: v for k, v in result.items() if k not in ("per_event", "environment", "trained", "checkpoint")}
+            kept = {k: v for k, v in result.items() if k not in OF_THE_MACHINE}
+            for row in kept["rows"] if isinstance(kept.get("rows"), list) else ():
+                if "examples" in row:  # names of events begin with the path of their file
+                    row["examples"] = [Path(example).name for example in row["examples"]]
             found.setdefault(name, {}).setdefault(model, []).append(kept | {"data": "simulated by nufm"})
     if not found:
         raise SystemExit("no study is finished")

@@ -51,7 +51,8 @@ def runs(tmp_path) -> dict:
             if name not in bench.OF_WORDS:
                 (path / "studies" / f"{name}.json").write_text(json.dumps(result(name, 0.7 + 0.02 * seed)))
             else:
-                (path / "studies" / f"{name}.json").write_text("{}")
+                own = {"runs_in": "/home/me", "rows": [{"examples": ["/home/me/maps.h5#3"]}]}
+                (path / "studies" / f"{name}.json").write_text(json.dumps(own))
             words = f"# About {name}\n\ntable of {name}\n\n![{name}]({name}.png)\n"
             (path / "studies" / f"{name}.md").write_text(words)
             (path / "studies" / f"{name}.png").write_bytes(b"picture")
@@ -106,7 +107,8 @@ def test_tables_and_pictures(runs, tmp_path):
     report = json.loads((tmp_path / "out" / "pixelmap_studies.json").read_text())
     assert report["commit"] and report["hardware"] and report["seed"] == [0, 1]
     assert report["data"] == "simulated by nufm"
-    assert "per_event" not in json.dumps(report)
+    assert "per_event" not in json.dumps(report) and "/home/me" not in json.dumps(report)
+    assert report["studies"]["few_shot"]["VLM"][0]["rows"][0]["examples"] == ["maps.h5#3"]
     assert imread(tmp_path / "out" / "pixelmap_studies.png").std() > 0.01
     assert (tmp_path / "out" / "pixelmap_studies_lora_rank.png").read_bytes() == b"picture"
 
