@@ -119,7 +119,8 @@ def training(model: str, seed: int, runs: Path) -> Job:
     flags += [flag.format(runs=runs) for flag in of.flags]
     after = (run_name(of.teacher, 0),) if of.teacher else ()
     flags += [word for name in after for word in ("--model.teacher", str(runs / name))]
-    return Job(("finetune.py", "--config", str(CONFIGS / f"{of.config}.yaml"), *flags), "export/config.json", after)
+    config = (CONFIGS / f"{of.config}.yaml").relative_to(REPOSITORY).as_posix()
+    return Job(("finetune.py", "--config", config, *flags), "export/config.json", after)
 
 
 def prepare(models: Sequence[str], runs: Path) -> None:
