@@ -174,7 +174,9 @@ class VisionLanguageClassifier(ImageNetwork):
         return self._placed(inputs)
 
     def _placed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        dtype, device = self.model.dtype, self.device
+        # Of the base: its adapters are float32 in any case, and weights in 4 bit are no floats.
+        dtype = next(p.dtype for n, p in self.named_parameters() if p.is_floating_point() and not is_adapter(n))
+        device = self.device
         return {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in inputs.items()}
 
     # ---- what comes out
@@ -233,6 +235,9 @@ def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
 def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
     """Low-rank adapters on the layers of these names, in place; nothing else is left trainable.
 
+    They are float32 whatever the base is: a step of 2e-4 of a weight would be lost in the 8 bits of bfloat16, and so
+    would the mean square that Adam keeps.
+
     Raises:
         ValueError: no layer has such a name.
     """
@@ -249,6 +254,9 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
     )
     on_meta = next(model.parameters()).is_meta
     inject_adapter_in_model(config, model, low_cpu_mem_usage=on_meta)
+    for name, parameter in model.named_parameters():
+        if is_adapter(name):  # peft makes them as the base is, and casts only in get_peft_model
+            parameter.data = parameter.data.float()
 
 
 def builds_empty() -> bool:
