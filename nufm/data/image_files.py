@@ -57,7 +57,7 @@ import numpy as np
 from nufm.data.image_arrays import ArrayFile, is_array_file
 from nufm.data.image_hdf5 import HDF5, LAYOUT, SparseFile
 from nufm.data.image_png import COLUMNS, PngTable
-from nufm.data.images import TRUTH, VIEWS, ImageEvent, Unit, class_numbers
+from nufm.data.images import TRUTH, VIEWS, ImageEvent, Unit, class_numbers, unknown
 from nufm.data.pilarnet import chosen_events, find_files
 from nufm.data.pixelmaps import SIZE, Centre, VolumeFile
 
@@ -139,7 +139,8 @@ class ImageFile(Protocol):
 
 
 class ImageReader:
-    """The events of one or more files of pixel maps, in sorted file order.
+    """The events of one or more files of pixel maps, in sorted file order. Truth that only some of the files have is
+    unknown (-1, NaN) in events of the others.
 
     Files are opened when first needed, once in each process, so a reader can be handed to workers by fork or spawn.
 
@@ -186,15 +187,17 @@ class ImageReader:
         self._open_files: dict[Path, ImageFile] = {}
         self._pid = os.getpid()
 
-        counts, self._sources = [], []
+        counts, self._sources, known = [], [], set()
         for number, path in enumerate(self.files):
             file = self._file(path)
             if number == 0:
                 self.shape, self.pitch, self.unit, self.producer = file.shape, file.pitch, file.unit, file.producer
             self._check(file, path)
             counts.append(file.n_events)
+            known |= set(file.truth)
             self._sources.append(getattr(file, "source", "") or str(path))
         self.n_total = sum(counts)
+        self._unknown = {name: unknown(name) for name in TRUTH if name in known}
         chosen = chosen_events(np.ones(self.n_total, dtype=bool), max_events, subset_seed)
         self._file_index = np.repeat(np.arange(len(counts)), counts)[chosen]
         self._row_index = np.concatenate([np.arange(n) for n in counts])[chosen]
@@ -261,22 +264,20 @@ class ImageReader:
         if not -len(self) <= index < len(self):
             raise IndexError(f"event {index} of {len(self)}")
         path, row = self.files[self._file_index[index]], int(self._row_index[index])
-        return self._file(path).event(row, self.name(index))
+        event = self._file(path).event(row, self.name(index))
+        if self._unknown.keys() <= event.truth.keys():
+            return event
+        return event.replace(truth={**self._unknown, **event.truth})
 
     def truths(self) -> dict[str, np.ndarray]:
         """Truth of all events (n, ...), without reading their pixels: names as in ``TRUTH``, -1 or NaN where
         unknown."""
-        found = {
-            name: np.full((len(self), *shape), -1 if kind is np.int64 else np.nan, dtype=kind)
-            for name, (shape, kind, _) in TRUTH.items()
-        }
-        known = set()
+        found = {name: unknown(name, len(self)) for name in self._unknown}
         for number, path in enumerate(self.files):
             own = np.arange(*np.searchsorted(self._file_index, (number, number + 1)))
             for name, values in self._file(path).truth.items() if len(own) else ():
                 found[name][own] = values[self._row_index[own]]
-                known.add(name)
-        return {name: values for name, values in found.items() if name in known}
+        return found
 
     # ---- files
 

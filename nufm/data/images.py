@@ -41,6 +41,12 @@ Unit = Literal["MeV", "grey"]
 UNKNOWN = -1
 
 
+def unknown(name: str, n: int | None = None) -> np.ndarray:
+    """What stands for a truth that is not known: an event's, or those of ``n`` events (n, ...)."""
+    shape, kind, _ = TRUTH[name]
+    return np.full(shape if n is None else (n, *shape), UNKNOWN if kind is np.int64 else np.nan, dtype=kind)
+
+
 def class_numbers(
     labels: Sequence[object],
     mapping: Mapping[str, str] | None = None,
@@ -148,8 +154,8 @@ class ImageEvent:
             raise ValueError(f"{self.name}: unit is '{self.unit}', expected 'MeV' or 'grey'")
         if not (np.isfinite(self.pitch) and self.pitch >= 0):
             raise ValueError(f"{self.name}: pitch is {self.pitch}, expected mm per pixel, or 0 if it is not known")
-        if unknown := set(self.views) - set(VIEWS):
-            raise ValueError(f"{self.name}: unknown view '{min(unknown)}', expected some of {', '.join(VIEWS)}")
+        if strange := set(self.views) - set(VIEWS):
+            raise ValueError(f"{self.name}: unknown view '{min(strange)}', expected some of {', '.join(VIEWS)}")
         for name, view in self.views.items():
             _check_view(view, tuple(self.shape), f"{self.name}: view '{name}'")
         for name, value in self.truth.items():
@@ -212,7 +218,7 @@ class ImageBatch:
     Attributes:
         image: float32 (B, V, H, W), views in the order of ``VIEWS``; 0 where a view is missing.
         present: bool (B, V) whether the view was read out.
-        truth: name -> tensor (B, ...), those that all events have (see ``TRUTH``).
+        truth: name -> tensor (B, ...), those that any of the events has (see ``TRUTH``); -1 or NaN of the others.
         seeds: int64 (B,) seed of each event's own random stream.
         names: B event names, for messages.
         pitch: edge of a pixel in mm; 0 if it is not known.
@@ -258,7 +264,8 @@ class ImageBatch:
 
     @classmethod
     def from_events(cls, events: Sequence[ImageEvent]) -> ImageBatch:
-        """Pack transformed events of one size of map.
+        """Pack transformed events of one size of map. What the batch says of an event is what the event says, whoever
+        else is in it.
 
         Args:
             events: at least one.
@@ -276,7 +283,7 @@ class ImageBatch:
                         f"{event.name}: {what} is {getattr(event, what)} in a batch with {getattr(first, what)} "
                         f"({first.name}); use events of one kind in a batch"
                     )
-        named = [name for name in TRUTH if all(name in e.truth for e in events)]
+        named = [name for name in TRUTH if any(name in e.truth for e in events)]
         image = torch.zeros(len(events), len(VIEWS), *first.shape, dtype=torch.float32)
         dense = image.numpy()  # the same memory: a batch of large maps is written once
         for row, event in enumerate(events):
@@ -288,8 +295,10 @@ class ImageBatch:
             image=image,
             present=torch.tensor([[view in e.views for view in VIEWS] for e in events]),
             truth={
-                n: torch.from_numpy(np.stack([np.asarray(e.truth[n], dtype=TRUTH[n][1]) for e in events]))
-                for n in named
+                name: torch.from_numpy(
+                    np.stack([np.asarray(e.truth.get(name, unknown(name)), dtype=TRUTH[name][1]) for e in events])
+                )
+                for name in named
             },
             seeds=torch.tensor([e.seed for e in events], dtype=torch.int64),
             names=tuple(e.name for e in events),

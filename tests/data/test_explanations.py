@@ -125,6 +125,20 @@ def test_sentences_of_a_batch():
         teaching_sentences(batch.replace(truth={}))
 
 
+def test_a_sentence_does_not_depend_on_batch_mates():
+    """The lepton of an event is not forgotten because that of another is not known."""
+    image = np.zeros((8, 8), dtype=np.float32)
+    image[1, 1], image[6, 6] = 5.0, 1.0  # most charge is not where the lepton goes
+    views = {name: View.of_image(image) for name in ("xz", "yz")}
+    known = {"interaction": np.int64(0), "lepton": np.array([1.0, 0.5, 2.0], dtype=np.float32)}
+    event = ImageEvent(views, (8, 8), truth=known, name="known")
+    mate = ImageEvent(views, (8, 8), truth={"interaction": np.int64(1)}, name="mate")
+    (alone,) = teaching_sentences(ImageBatch.from_events([event]))
+    assert cited_regions(alone) == [UPPER_DOWN_XZ]
+    first, second = teaching_sentences(ImageBatch.from_events([event, mate]))
+    assert first == alone and [second] == teaching_sentences(ImageBatch.from_events([mate])) != [alone]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -7,7 +7,7 @@ import pytest
 import torch
 from image_events import image_event
 
-from nufm.data.images import INTERACTION_NAMES, VIEWS, ImageBatch, ImageEvent, View, class_numbers
+from nufm.data.images import INTERACTION_NAMES, TRUTH, VIEWS, ImageBatch, ImageEvent, View, class_numbers
 
 
 def view(*rows: tuple[int, int, float]) -> View:
@@ -66,9 +66,23 @@ def test_a_batch_has_what_its_events_have():
     assert (moved.image == batch.image).all() and moved.device.type == "cpu"
 
 
-def test_truth_that_not_all_events_have_is_left_out():
-    events = [image_event(1), image_event(2).replace(truth={"mode": np.int64(1)})]
-    assert set(ImageBatch.from_events(events).truth) == {"mode"}
+def test_what_is_said_of_an_event_does_not_depend_on_its_batch():
+    """Alone, or with events that know less: unknown is -1 or NaN, and what nobody knows is not there."""
+    full, poor = image_event(1), image_event(2).replace(truth={"mode": np.int64(1)})
+    nothing = image_event(3).replace(truth={})
+    alone = {name: value[0] for name, value in ImageBatch.from_events([full]).truth.items()}
+    for mates in ([poor], [nothing], [poor, nothing]):
+        for batch, row in ((ImageBatch.from_events([full, *mates]), 0), (ImageBatch.from_events([*mates, full]), -1)):
+            assert {name: value.dtype for name, value in batch.truth.items()} == {
+                name: torch.int64 if kind is np.int64 else torch.float32 for name, (_, kind, _) in TRUTH.items()
+            }
+            assert all(torch.equal(batch.truth[name][row], alone[name]) for name in TRUTH)
+    batch = ImageBatch.from_events([full, poor, nothing])
+    assert batch.truth["interaction"].tolist()[1:] == [-1, -1] and batch.truth["mode"].tolist()[1:] == [1, -1]
+    assert batch.truth["lepton"].shape == (3, 3) and batch.truth["lepton"][1:].isnan().all()
+    assert batch.truth["neutrino_energy"][1:].isnan().all()
+    assert set(ImageBatch.from_events([poor, nothing]).truth) == {"mode"}
+    assert ImageBatch.from_events([nothing]).truth == {}
 
 
 @pytest.mark.parametrize("changes", [{"shape": (20, 20)}, {"pitch": 10.0}, {"unit": "grey"}])

@@ -110,6 +110,31 @@ def test_a_student_learns_from_answers_alone(tmp_path):
     assert not any("answers" in name for name in model.state_dict())
 
 
+def test_files_with_and_without_labels(tmp_path):
+    """Batches of labelled, of unlabelled and of both kinds of events; the loss of each by hand."""
+    events = toy_events(12)
+    write_maps(tmp_path / "train" / "a.h5", events[:6])
+    write_maps(tmp_path / "train" / "b.h5", [e.replace(truth={}) for e in events[6:]])
+    data = ImageDataModule(str(tmp_path), size=32, batch_size=4)
+    model = student(soft_share=0.25).eval()
+    model.log = model.log_dict = lambda *_, **__: None
+    said = targets(events)
+    model.set_targets(SoftTargets(tuple(e.name for e in data.reader("train")), said.probability))
+    dataset = data.eval_dataset("train")
+    for rows in ([0, 1, 2], [7, 8], [0, 7, 4, 9]):
+        batch = ImageBatch.from_events([dataset[i] for i in rows])
+        labels = torch.tensor([i % 3 for i in rows if i < 6], dtype=torch.int64)
+        z = model.network(batch)["interaction"]
+        p = -z.log_softmax(1)[torch.tensor([i < 6 for i in rows])]
+        hard = p[range(len(labels)), labels].mean() if len(labels) else 0.0
+        wanted = 0.75 * hard + 0.25 * softened(z, torch.from_numpy(said.probability)[rows], 2.0)
+        torch.testing.assert_close(model.training_step(batch, 0), wanted)
+    model.check_labels(ImageBatch.from_events([dataset[7]]))  # what has labels in other files may be learnt from
+    alone = ImageBatch.from_events([events[7].replace(truth={})])
+    with pytest.raises(ValueError, match="needs the truth 'interaction'"):
+        model.check_labels(alone)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     (
