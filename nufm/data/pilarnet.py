@@ -129,7 +129,8 @@ class PILArNetReader:
             = all.
         subset_seed: draw the ``max_events`` at random with this seed instead (still nested, and in file
             order).
-        detector: whose events they are, a file in ``nufm/data/detectors``.
+        detector: whose events they are, a file in ``nufm/data/detectors``; None: what the files' attribute ``detector``
+            says, else ``pilarnet``.
 
     Raises:
         FileNotFoundError: a path names nothing.
@@ -144,10 +145,10 @@ class PILArNetReader:
         min_points: int = 1024,
         max_events: int | None = None,
         subset_seed: int | None = None,
-        detector: str = "pilarnet",
+        detector: str | None = None,
     ) -> None:
         self.files = find_files(paths)
-        self.detector = load_detector(detector).name
+        self.detector = load_detector(detector or _detector_of(self.files)).name
         self.energy_threshold = energy_threshold
         self.min_points = min_points
         self._open_files: dict[Path, dict[str, h5py.Dataset]] = {}
@@ -355,6 +356,20 @@ class PILArNetReader:
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open_files": {}}
+
+
+def _detector_of(files: list[Path]) -> str:
+    """The detector that the files name; PILArNet-M's own name none."""
+    named: dict[str, Path] = {}
+    for path in files:
+        with _open(path) as handle:
+            named.setdefault(str(handle.attrs.get("detector", "pilarnet")), path)
+    if len(named) > 1:
+        (one, first), (other, second) = list(named.items())[:2]
+        raise ValueError(
+            f"{second}: events of the detector '{other}', but {first} has those of '{one}'; read them one by one"
+        )
+    return next(iter(named))
 
 
 def _inspect(path: Path) -> tuple[int, np.ndarray]:

@@ -452,3 +452,21 @@ def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
         assert len(reader._open_files) == 2
     reader.close()
     assert len(reader[0]) == 20
+
+
+def test_files_say_whose_events_they_are(tmp_path):
+    import shutil
+
+    import h5py
+
+    source = Path(__file__).resolve().parents[1] / "data" / "pilarnet_m_event.h5"
+    plain, other = tmp_path / "a.h5", tmp_path / "b.h5"
+    for copy in (plain, other):
+        shutil.copy(source, copy)
+    assert PILArNetReader(plain, min_points=0)[0].detector == "pilarnet"
+    with h5py.File(other, "a") as file:
+        file.attrs["detector"] = "pixel_lartpc"
+    assert PILArNetReader(other, min_points=0).detector == "pixel_lartpc"
+    assert PILArNetReader(other, min_points=0, detector="pilarnet")[0].detector == "pilarnet"
+    with pytest.raises(ValueError, match=r"pixel_lartpc.*pilarnet"):
+        PILArNetReader([plain, other], min_points=0)
