@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -18,8 +19,10 @@ from nufm.commands.teacher import Teacher
 from nufm.data.image_datamodule import ImageDataModule
 from nufm.data.image_files import ImageReader
 from nufm.data.image_hdf5 import write_maps
-from nufm.data.images import INTERACTION_NAMES
+from nufm.data.images import INTERACTION_NAMES, ImageBatch
 from nufm.data.transforms import NormalizeCoord, RawEnergy
+from nufm.methods.distillation import Distillation
+from nufm.models.se_resnet import SiameseSEResNet
 from nufm.models.uresnet import UResNet
 
 CNN = {
@@ -184,6 +187,57 @@ def test_answers_are_the_teachers_own(folder):
         said = from_pretrained(folder / "cnn").predict(folder / "data" / "train", progress=False)
         np.testing.assert_array_equal(targets.probability, np.stack([q.probability["interaction"] for q in said]))
         assert list(targets.names) == [e.name for e in ImageReader(folder / "data" / "train")]
+
+
+def test_answers_are_kept_for_files_and_not_for_how_a_path_is_written(folder, tmp_path, capsys, monkeypatch):
+    """A path written otherwise names the events otherwise; the student that was not there when the teacher was asked
+    knows them all the same."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("NUFM_CACHE", str(tmp_path))
+    one, two = (Teacher(folder / "cnn")(ImageDataModule(root, size=32)) for root in ("data", "./cnn/../data"))
+    assert capsys.readouterr().out.count("asking the teacher") == 1
+    np.testing.assert_array_equal(one.probability, two.probability)
+    assert one.names[0] == "data/train/maps.h5#0" != two.names[0]
+    learner = Distillation(SiameseSEResNet(3, [4, 8], [1, 1], 1))
+    learner.set_targets(two)
+    there = ImageDataModule("./cnn/../data", size=32).reader("train")
+    answers = learner.answers(ImageBatch.from_events([there[3], there[0]]))
+    np.testing.assert_array_equal(answers.numpy(), one.probability[[3, 0]])
+
+
+def test_a_teacher_is_asked_again_about_values_that_are_read_otherwise(folder):
+    """A file that does not say its unit: what the teacher says of it depends on the unit that the user says."""
+    rng = np.random.default_rng(0)
+    (folder / "bare" / "train").mkdir(parents=True)
+    with h5py.File(folder / "bare" / "train" / "maps.h5", "w") as file:
+        file["images"] = (200 * rng.random((6, 2, 32, 32)) * (rng.random((6, 2, 32, 32)) > 0.8)).astype(np.float32)
+        file["labels"] = np.arange(6) % 3
+    said = {}
+    for unit in ("MeV", "grey"):
+        data = ImageDataModule(str(folder / "bare"), size=32, unit=unit)
+        own = from_pretrained(folder / "cnn").predict(data.reader("train"), progress=False)
+        said[unit] = np.stack([p.probability["interaction"] for p in own])
+        np.testing.assert_array_equal(Teacher(folder / "cnn")(data).probability, said[unit])
+    assert np.abs(said["MeV"] - said["grey"]).max() > 1e-4
+    teacher = Teacher(folder / "cnn")
+    places = {
+        teacher.place(ImageDataModule(str(folder / "bare"), size=32, unit="MeV", pitch=pitch)) for pitch in (None, 3.0)
+    }
+    assert len(places) == 2
+
+
+def test_a_teacher_whose_question_changed_is_asked_again(folder, monkeypatch):
+    """What a model was built with, such as the words of a question, may be more than its export says."""
+    data, first = ImageDataModule(str(folder / "data"), size=32), Teacher(folder / "cnn")
+
+    def otherwise(*given, **options):
+        found = from_pretrained(*given, **options)
+        found.model.arguments["reduction"] = 3
+        return found
+
+    assert Teacher(folder / "cnn").place(data) == first.place(data)
+    monkeypatch.setattr("nufm.commands.teacher.from_pretrained", otherwise)
+    assert Teacher(folder / "cnn").place(data) != first.place(data)
 
 
 # ---------------------------------------------------------------------------------------- what is refused
