@@ -160,6 +160,7 @@ def scored(run: Path, events: Sequence[ImageEvent] | None = None) -> dict[str, A
     """Scores of a run at each resolution, on the test events if none are given; kept beside it, with the probabilities.
     """
     from nufm.checkpoint import from_pretrained
+    from nufm.checkpoint.sizes import parameter_count
     from nufm.evaluation.robustness import sweep
 
     path = run / SCORES
@@ -172,7 +173,7 @@ def scored(run: Path, events: Sequence[ImageEvent] | None = None) -> dict[str, A
         "levels": {level["series"]: with_matrix(level, p, result["target"])
                    for level, p in zip(result["levels"], result["probability"], strict=True)},
         "support": result["support"],
-        "parameters": sum(p.numel() for p in model.model.parameters()),
+        "parameters": parameter_count(model.model),
         "trainable_parameters": sum(p.numel() for p in model.model.parameters() if p.requires_grad),
         "steps": model.extra.get("steps"),
     }  # fmt: skip

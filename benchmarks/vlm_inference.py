@@ -42,6 +42,7 @@ from measure import (
 from record import RESULTS, provenance, save
 from torch import Tensor, nn
 
+from nufm.checkpoint.sizes import weight_bytes
 from nufm.commands.tiny_vlm import GATE, make_processor, make_tokenizer
 from nufm.data.image_datamodule import ImageDataModule
 from nufm.data.image_transforms import Brightness, Rebin
@@ -134,17 +135,6 @@ def packed(linear: nn.Linear, dtype: torch.dtype, device: torch.device, generato
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, own = name.rpartition(".")
     setattr(model.get_submodule(parent), own, module)
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Of parameters and buffers, and of what packed weights keep to be unpacked."""
-    tensors = [*model.parameters(), *model.buffers()]
-    for module in model.modules():
-        if (quantised := getattr(getattr(module, "weight", None), "quant_state", None)) is not None:
-            tensors += [quantised.absmax, quantised.code]
-            if quantised.nested:
-                tensors += [quantised.offset, quantised.state2.absmax, quantised.state2.code]
-    return sum(t.numel() * t.element_size() for t in {t.data_ptr(): t for t in tensors}.values())
 
 
 # ---------------------------------------------------------------------- what is timed

@@ -55,7 +55,10 @@ def test_all_ways_choose_the_same_labels_and_the_report_says_so(monkeypatch, tmp
     rows = {row["way"]: row for row in report["rows"]}
     for way in ("labels", "labels, together", "pass for each label", "answer", "answer, beams"):
         assert rows[way]["same_label"] == 2, way
-    assert rows["inputs"]["ms_per_event"] < rows["labels"]["ms_per_event"] < rows["answer"]["ms_per_event"]
+    # Which way is faster is for the benchmark to say: two events on a busy machine may tell anything.
+    for row in rows.values():
+        assert 0 < row["low"] <= row["ms_per_event"] <= row["high"] and row["peak_bytes"] >= 0, row["way"]
+        assert row["times_faster"] == pytest.approx(rows["answer"]["ms_per_event"] / row["ms_per_event"])
     name = "vlm_inference" if torch.cuda.is_available() else "vlm_inference_cpu"
     kept = json.loads((tmp_path / f"{name}.json").read_text())
     assert kept["rows"] == report["rows"] and sum(kept["said"]) == 2

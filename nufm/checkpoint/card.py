@@ -13,6 +13,7 @@ from nufm.checkpoint.describe import describe_model
 from nufm.checkpoint.files import CONFIG, WEIGHTS
 from nufm.checkpoint.kinds import WORDS
 from nufm.checkpoint.pretrained import Pretrained
+from nufm.checkpoint.sizes import parameter_count
 from nufm.data.tasks import task_named
 
 TAGS = {"points": ("lartpc", "point-cloud"), "streams": ("calorimeter",), "images": ("lartpc", "image-classification")}
@@ -32,7 +33,7 @@ def model_card(pretrained: Pretrained, title: str, licence: str | None = None, s
         The text; its head is what the Hugging Face Hub reads.
     """
     model, task = pretrained.model, pretrained.task
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = parameter_count(model)
     head = ["---", f"license: {(licence or 'unknown').lower()}", "library_name: nufm", "tags:"]
     head += [f"- {tag}" for tag in ("neutrino", *TAGS[pretrained.inputs], *([task] if task else []))]
     parts = ["\n".join([*head, "---"]), f"# {title}", _purpose(pretrained, parameters)]
@@ -85,8 +86,8 @@ def _purpose(pretrained: Pretrained, parameters: int) -> str:
 
 
 def _parts(model: nn.Module) -> dict[str, str]:
-    counts = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}
-    counts |= {name: p.numel() for name, p in model.named_parameters(recurse=False)}
+    counts = {name: parameter_count(child) for name, child in model.named_children()}
+    counts |= {name: parameter_count(p) for name, p in model.named_parameters(recurse=False)}
     return {f"`{name}`": f"{count:,}" for name, count in counts.items() if count}
 
 

@@ -33,6 +33,7 @@ from nufm.checkpoint.kinds import INPUTS, WORDS, inputs_named, inputs_of
 from nufm.checkpoint.panda import load_panda
 from nufm.checkpoint.polarmae import load_polarmae
 from nufm.checkpoint.pretrained import ENERGY_THRESHOLD, Pretrained
+from nufm.checkpoint.sizes import parameter_count
 from nufm.checkpoint.weights import check_finite, check_fit, check_types, sha256, tensor_shapes
 from nufm.data.tasks import KNOWN_TASKS, task_named
 from nufm.data.transforms import Transform
@@ -103,7 +104,7 @@ def save_pretrained(
         "classes": named,
         "units": dict(units or {}),
         "extra": dict(extra or {}),
-        "weights": {"file": WEIGHTS, "parameters": sum(p.numel() for p in model.parameters())},
+        "weights": {"file": WEIGHTS, "parameters": parameter_count(model)},
     }
     try:
         json.dumps(config, allow_nan=False)
@@ -238,6 +239,7 @@ def from_pretrained(
         selection=config["selection"],
         extra=config["extra"],
         source=str(source),
+        base=None if base is None else str(base),
     )
 
 

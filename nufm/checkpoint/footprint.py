@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from nufm.checkpoint.adapters import on_base
 from nufm.checkpoint.describe import MODELS, build
 from nufm.checkpoint.export import from_pretrained
 from nufm.checkpoint.files import CONFIG, find_export
@@ -27,12 +28,15 @@ ROOT = Path(__file__).resolve().parents[2]
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def resident_growth(source: str | Path, events: Sequence[Any]) -> int | None:
+def resident_growth(
+    source: str | Path, events: Sequence[Any], base: str | Path | None = None
+) -> int | None:
     """Bytes that a fresh process grows by when it opens a checkpoint and predicts events.
 
     Args:
         source: as :func:`nufm.checkpoint.from_pretrained` takes it.
         events: as they were read, one batch.
+        base: of an image-text model, as there.
 
     Returns:
         None where ``source`` is no path (the model cannot be opened again), or the system does not say (no /proc).
@@ -42,12 +46,12 @@ def resident_growth(source: str | Path, events: Sequence[Any]) -> int | None:
     """
     if not str(source) or not Path(source).exists() or not STATUS.is_file():
         return None
-    environment = dict(os.environ)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # what is asked is what it takes without a GPU
     environment["PYTHONPATH"] = os.pathsep.join(p for p in (str(ROOT), environment.get("PYTHONPATH")) if p)
     ran = subprocess.run(
         [sys.executable, "-m", "nufm.checkpoint.footprint"],
         # Pickled by this process for its own child.
-        input=pickle.dumps((str(source), list(events), torch.get_num_threads())),
+        input=pickle.dumps((str(source), list(events), None if base is None else str(base), torch.get_num_threads())),
         capture_output=True,
         env=environment,
     )
@@ -67,16 +71,16 @@ def _resident(name: str) -> int:
 
 def _measure_here() -> int:
     """The growth of this process, which was started for nothing else."""
-    source, events, threads = pickle.loads(sys.stdin.buffer.read())
+    source, events, base, threads = pickle.loads(sys.stdin.buffer.read())
     torch.set_num_threads(threads)
     place = find_export(source)
     if place.name == CONFIG:
         with torch.device("meta"):  # brings the libraries, and no memory for weights
-            build(json.loads(place.read_text(encoding="utf-8"))["model"], MODELS, place)
+            build(on_base(json.loads(place.read_text(encoding="utf-8")), base, place)["model"], MODELS, place)
     torch.nn.functional.conv2d(torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3))  # threads and kernels are there
     gc.collect()
     before = _resident("VmRSS")
-    pretrained = from_pretrained(source)
+    pretrained = from_pretrained(source, base=base)
     gc.collect()
     FORGET.write_text("5")  # the peak of reading the weights is not that of a call: proc(5), /proc/pid/clear_refs
     pretrained.predict(events, batch_size=len(events), progress=False)

@@ -54,6 +54,7 @@ class Pretrained:
         extra: provenance: anything the exporter wrote down, as JSON; ``temperature``: label -> T that its predicted
             probabilities are calibrated with (``nufm.checkpoint.temperature``).
         source: where it was loaded from.
+        base: of an image-text model: where its base was said to be; None: where the export says.
     """
 
     model: nn.Module
@@ -65,6 +66,7 @@ class Pretrained:
     selection: dict[str, float] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    base: str | None = None
 
     @property
     def encoder(self) -> nn.Module:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ def tempered(probability: np.ndarray, temperature: float) -> np.ndarray:
     return p / p.sum(-1, keepdims=True)
 
 
-def calibrated(probability: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Probabilities float32 (B, K) of every label, those with a temperature in ``extra`` with it.
+def kept_temperature(extra: Mapping[str, Any], labels: Iterable[str]) -> dict[str, float]:
+    """Label -> T of those labels that have one in ``extra``.
 
     Raises:
         ValueError: what stands there is no temperature.
@@ -44,6 +44,16 @@ def calibrated(probability: Mapping[str, np.ndarray], extra: Mapping[str, Any]) 
     kept = extra.get(KEY, {})
     if not isinstance(kept, Mapping):
         raise ValueError(f"{CONFIG}: extra.{KEY} is {kept!r:.100}, expected label -> positive number")
+    return {label: kept[label] for label in labels if label in kept}
+
+
+def calibrated(probability: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Probabilities float32 (B, K) of every label, those with a temperature in ``extra`` with it.
+
+    Raises:
+        ValueError: what stands there is no temperature.
+    """
+    kept = kept_temperature(extra, probability)
     return {
         label: tempered(p, kept[label]).astype(np.float32) if label in kept else p for label, p in probability.items()
     }

@@ -15,6 +15,7 @@ from nufm.checkpoint import Pretrained, from_pretrained, model_card, save_pretra
 from nufm.checkpoint.describe import MODELS, TRANSFORMS, build, check_size
 from nufm.checkpoint.export import predicted_classes
 from nufm.checkpoint.kinds import inputs_of
+from nufm.checkpoint.sizes import parameter_count
 from nufm.checkpoint.weights import check_finite, check_fit, check_types, read_pickled
 from nufm.commands.inputs import main, run_folder
 from nufm.data.stream_datamodule import StreamDataModule
@@ -68,7 +69,7 @@ def _export(args: Sequence[str]) -> None:
     title = options.name or folder.resolve().name
     write_atomic(folder / "README.md", model_card(pretrained, title, licence, scores_of(source)))
     from_pretrained(folder)  # what was written can be read
-    parameters = sum(p.numel() for p in pretrained.model.parameters())
+    parameters = parameter_count(pretrained.model)
     what = "encoder" if pretrained.task is None else f"task '{pretrained.task}'"
     print(f"{folder}: {type(pretrained.model).__name__}, {parameters:,} parameters, {what}")
 

@@ -16,6 +16,7 @@ import torch
 
 from nufm.checkpoint import Pretrained
 from nufm.checkpoint.footprint import resident_growth
+from nufm.checkpoint.sizes import parameter_count, weight_bytes
 
 WARM_UP, LEAST, MOST = 2, 5, 30  # calls
 BUDGET = 10.0  # seconds of timed calls: a slow model is repeated less often
@@ -31,8 +32,8 @@ def cost_per_event(pretrained: Pretrained, events: Sequence[Any]) -> dict[str, A
 
     Returns:
         ``ms`` of the network, ``ms_whole`` from the event as it was read, ``ms_quartiles`` of ``ms``, ``repeats``;
-        ``memory_gb`` (10⁹ bytes) of weights and one call, ``memory_is``: how that was measured, None where it cannot
-        be; ``weights_gb``; ``parameters``; ``device`` and ``threads``.
+        ``memory_gb`` (10⁹ bytes) of weights and one call, ``memory_is``: how that was measured; None where it
+        cannot be, and why; ``weights_gb``; ``parameters``; ``device`` and ``threads``.
 
     Raises:
         ValueError: no events.
@@ -56,15 +57,11 @@ def cost_per_event(pretrained: Pretrained, events: Sequence[Any]) -> dict[str, A
         "repeats": len(seconds),
         "memory_gb": None if memory is None else memory / GIGABYTE,
         "memory_is": how,
-        "weights_gb": _bytes(model) / GIGABYTE,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "weights_gb": weight_bytes(model) / GIGABYTE,
+        "parameters": parameter_count(model),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
     }
-
-
-def _bytes(model: torch.nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
 def _timed(calls: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
@@ -89,13 +86,19 @@ def _wait(device: torch.device) -> None:
 
 def _memory(
     pretrained: Pretrained, events: Sequence[Any], batch: Any, device: torch.device
-) -> tuple[int | None, str | None]:
-    """Bytes of the weights and one call, and how that was measured."""
+) -> tuple[int | None, str]:
+    """Bytes of the weights and one call, and how that was measured, or why it was not."""
     if device.type == "cuda":
-        others = torch.cuda.memory_allocated(device) - _bytes(pretrained.model)
+        others = torch.cuda.memory_allocated(device) - weight_bytes(pretrained.model)
         torch.cuda.reset_peak_memory_stats(device)
         with torch.no_grad():
             pretrained.model.predict(batch)
         return torch.cuda.max_memory_allocated(device) - max(others, 0), "largest allocation by torch"
-    grown = resident_growth(pretrained.source, events[:1])
-    return grown, None if grown is None else "growth of the resident memory of a fresh process"
+    try:
+        grown = resident_growth(pretrained.source, events[:1], pretrained.base)
+    except (OSError, RuntimeError, ValueError) as error:  # of one number among many, which must not cost the others
+        said = str(error).strip() or type(error).__name__
+        return None, f"not measured: {said.splitlines()[-1]}"
+    if grown is None:
+        return None, "not measured: needs files that another process can open, and the counters of Linux"
+    return grown, "growth of the resident memory of a fresh process"

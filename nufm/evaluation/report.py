@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nufm.checkpoint import Pretrained
+from nufm.checkpoint.temperature import kept_temperature
 from nufm.data.event import Event
 from nufm.data.images import ImageEvent
 from nufm.data.prediction import LEAST_TRANSVERSE
@@ -17,7 +18,7 @@ from nufm.data.streams import StreamEvent
 from nufm.evaluation.event_scores import EventEvaluation, WholeEvent, check_events
 from nufm.evaluation.image_scores import add_cost, draw_image_scores
 from nufm.evaluation.scores import Evaluation, Example, batches, check, evaluate
-from nufm.evaluation.tables import HEADS, percent, rounded, sections, table, title
+from nufm.evaluation.tables import HEADS, percent, rounded, sections, table, temperature_text, title
 
 
 def write_evaluation(
@@ -106,16 +107,19 @@ def _write_events(
     found |= dict(provenance or {})
     folder.mkdir(parents=True, exist_ok=True)
     examples, cost = of_maps or (0, False)
-    if cost:
-        add_cost(pretrained, events, found)
     _write_numbers(found, collected.per_event, folder)
+    if cost:  # asks other processes and large allocations, which may fail: the scores are kept by then
+        add_cost(pretrained, events, found)
+        _write_numbers(found, collected.per_event, folder)
     pictures = _draw_events(found, collected, folder)
     if of_maps is not None:
         for stale in ("examples.png", "events.html"):
             (folder / stale).unlink(missing_ok=True)
         for head, names in draw_image_scores(pretrained, events, found, collected, folder, examples).items():
             pictures[head] = [*pictures.get(head, ()), *names]
-    parts = [f"# {title(found)}\n", f"Model: {pretrained.source}. Scores of classes in per cent.\n"]
+    said = temperature_text(kept_temperature(pretrained.extra, found["labels"]))
+    parts = [f"# {title(found)}\n"]
+    parts.append(f"Model: {pretrained.source}. Scores of classes in per cent. {said}".rstrip() + "\n")
     for head, text in sections(found):
         parts.append(f"## {head}\n\n{text}")
         parts += [f"![{head}]({name})\n" for name in pictures.pop(head, ())]

@@ -149,7 +149,10 @@ def matrix_table(scores: Mapping[str, Any]) -> str:
 
 def cost_text(cost: Mapping[str, Any]) -> str:
     """Time and memory of one event."""
-    memory = "" if cost["memory_gb"] is None else f"; {_gigabytes(cost['memory_gb'])} ({cost['memory_is']})"
+    if cost["memory_gb"] is not None:
+        memory = f"; {_gigabytes(cost['memory_gb'])} ({cost['memory_is']})"
+    else:
+        memory = f"; memory {cost['memory_is']}" if cost["memory_is"] else ""
     threads = f", {cost['threads']} thread{'s' * (cost['threads'] != 1)}" if cost["threads"] else ""
     low, high = cost["ms_quartiles"]
     return (
@@ -157,6 +160,12 @@ def cost_text(cost: Mapping[str, Any]) -> str:
         f"and {high:.3g}, {cost['repeats']} calls), {cost['ms_whole']:.3g} ms with its preparation{memory}. "
         f"{cost['parameters']:,} parameters, {_gigabytes(cost['weights_gb'])} of weights.\n"
     )
+
+
+def temperature_text(temperature: Mapping[str, float]) -> str:
+    """That probabilities were calibrated, label -> T; empty if none was."""
+    of = ", ".join(f"{label}: T = {t:.3f}" for label, t in temperature.items())
+    return f"Probabilities are calibrated with the temperature that the export keeps ({of})." if of else ""
 
 
 def _gigabytes(value: float) -> str:

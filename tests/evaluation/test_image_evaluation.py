@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import sys
 import time
@@ -180,6 +181,7 @@ def test_time_is_that_of_a_call():
     assert found["ms_quartiles"][0] <= found["ms"] <= found["ms_quartiles"][1] and 5 <= found["repeats"] <= 30
     assert found["parameters"] == 1 and found["weights_gb"] == pytest.approx(4e-9)
     assert found["memory_gb"] is None, "what has no files cannot be opened by another process"
+    assert found["memory_is"].startswith("not measured: needs files")
     with pytest.raises(ValueError, match="no events"):
         cost_per_event(oracle(), [])
 
@@ -193,3 +195,37 @@ def test_memory_of_a_fresh_process(tmp_path):
     assert found["weights_gb"] == pytest.approx(4 * found["parameters"] / 1e9, rel=0.01)  # norms keep statistics, too
     assert found["weights_gb"] < found["memory_gb"] < found["weights_gb"] + 0.3
     assert found["memory_is"] == "growth of the resident memory of a fresh process"
+
+
+def test_scores_outlive_a_memory_that_cannot_be_measured(tmp_path, monkeypatch):
+    """The process that measures ends with an error: there is no number, but a reason, and all other numbers."""
+
+    def failing(*asked: object) -> int:
+        raise RuntimeError("run: the process that measures its memory failed: Traceback\n  line\nKilled: out of memory")
+
+    monkeypatch.setattr("nufm.evaluation.cost.resident_growth", failing)
+    found = write_evaluation(oracle(), drawn(12), tmp_path, progress=False, examples=0, cost=True)
+    assert found["cost"]["memory_gb"] is None and found["cost"]["ms"] > 0
+    assert json.loads((tmp_path / "scores.json").read_text())["cost"] == found["cost"]
+    assert "; memory not measured: Killed: out of memory. 1 parameters" in (tmp_path / "report.md").read_text()
+
+
+def test_scores_are_written_before_the_cost_is_asked(tmp_path, monkeypatch):
+    def failing(*asked: object) -> dict:
+        raise MemoryError
+
+    monkeypatch.setattr("nufm.evaluation.image_scores.cost_per_event", failing)
+    with pytest.raises(MemoryError):
+        write_evaluation(oracle(), drawn(12), tmp_path, progress=False, cost=True)
+    assert json.loads((tmp_path / "scores.json").read_text())["events"] == 12
+    assert len((tmp_path / "events.csv").read_text().splitlines()) == 13
+
+
+def test_the_report_says_that_probabilities_are_calibrated(tmp_path):
+    plain = oracle()
+    kept = dataclasses.replace(plain, extra={"temperature": {"interaction": 2.5}})
+    write_evaluation(plain, drawn(6), tmp_path / "plain", progress=False, examples=0)
+    write_evaluation(kept, drawn(6), tmp_path / "kept", progress=False, examples=0)
+    words = "calibrated with the temperature that the export keeps (interaction: T = 2.500)"
+    assert words in (tmp_path / "kept" / "report.md").read_text()
+    assert "calibrated" not in (tmp_path / "plain" / "report.md").read_text()
