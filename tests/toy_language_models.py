@@ -13,7 +13,7 @@ from nufm.commands.tiny_vlm import make_tiny_vlm
 from nufm.data.images import ImageBatch, ImageEvent, View
 from nufm.data.prompts import load_prompt
 from nufm.models.label_scoring import LabelTokens, append_tokens
-from nufm.models.vlm import load_base
+from nufm.models.vlm_base import load_base
 from nufm.models.vlm_inputs import PromptComposer
 
 SIZE = 32

@@ -1,8 +1,9 @@
 """Exports of image-text models: the adapters alone, and the base that they are read onto.
 
 Such an export is one like any other (see ``nufm.checkpoint.export``): ``model.safetensors`` holds the adapters, and
-``config.json`` the prompt, the classes, the transforms and, among the arguments of the model, the base: where it was
-(``base``) and which it was (``base_id``: its name, its kind, and a digest of its widths and of rows of its embedding).
+``config.json`` the prompt (the text of the template, so that its file may change), the classes, the transforms and,
+among the arguments of the model, the base: where it was (``base``) and which it was (``base_id``: its name, its kind,
+and a digest of its widths and of samples of its weights, see ``nufm.models.vlm_base``).
 
 The base is looked for where it was; if it is somewhere else now, that is said when the export is loaded. Another base
 than the one the adapters were trained on is refused.

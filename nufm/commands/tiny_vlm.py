@@ -26,7 +26,7 @@ from rich.console import Console
 from nufm.data.explanations import teaching_sentence
 from nufm.data.images import INTERACTION_NAMES, VIEWS
 from nufm.data.prompts import load_prompt, prompt_names
-from nufm.models.vlm import ARCHITECTURES
+from nufm.models.vlm_base import ARCHITECTURES
 
 Family = Literal["mllama", "idefics3"]
 GATE = 1.0  # tanh(1) = 0.76

@@ -54,7 +54,8 @@ def asked(model: VisionLanguageClassifier, prompt: str) -> Iterator[VisionLangua
     Raises:
         FileNotFoundError, ValueError: no such template, or labels that the tokenizer cannot tell apart.
     """
-    template = load_prompt(prompt)
+    own = prompt == model.arguments["prompt"]  # its words are those of its training, whatever their file says now
+    template = model.prompt if own else load_prompt(prompt)
     labels = LabelTokens.of(model.tokenizer, template.labels, template.answer, END_OF_LABEL)
     if model.rule == "first_token":
         labels.check_first_tokens()

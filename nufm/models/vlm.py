@@ -13,13 +13,9 @@ Shape legend: B events, K classes, L tokens.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -30,10 +26,11 @@ from nufm.data.prompts import END_OF_LABEL, load_prompt
 from nufm.models.constrained_generation import Answer, answer
 from nufm.models.image_network import LABEL, ImageNetwork
 from nufm.models.label_scoring import SHARPENING, LabelScores, LabelTokens, Rule, score_labels
+from nufm.models.vlm_base import ARCHITECTURES as ARCHITECTURES
+from nufm.models.vlm_base import builds_empty, checked_identity, empty_base, load_base
 from nufm.models.vlm_inputs import Example, PromptComposer, appended
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ARCHITECTURES = Path(__file__).parent / "architectures"  # configurations of bases that may not be at hand
 ADAPTER = (".lora_A.", ".lora_B.")  # in the names of what is trained
 
 
@@ -52,6 +49,7 @@ class VisionLanguageClassifier(ImageNetwork):
         dtype: of the base's weights and arithmetic; ``auto``: bfloat16 on a GPU, float32 on a CPU, which is slow with
             the former.
         base_id: base that the adapters were trained on, see ``arguments``; None: any.
+        prompt_text: what the template says, as exports keep it; None: what the file of ``prompt`` says now.
 
     Attributes:
         model: the base with the adapters in it.
@@ -64,6 +62,10 @@ class VisionLanguageClassifier(ImageNetwork):
             cannot tell the labels apart (by the rule that is asked for), or an argument that cannot be meant.
 
     On the meta device no weights are read: the model has its shapes, and no tokenizer.
+
+    The base is read onto the GPU of this process, if there is one, since 4-bit weights are packed where they are used;
+    whatever moves the model afterwards leaves ``dtype`` as it was chosen there. To stay on the CPU of a machine with a
+    GPU, hide that from the process (``CUDA_VISIBLE_DEVICES=``) and set ``trainer.accelerator`` to ``cpu``.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class VisionLanguageClassifier(ImageNetwork):
         rule: Rule = "whole_label",
         dtype: Literal["auto", "bfloat16", "float32"] = "auto",
         base_id: str | None = None,
+        prompt_text: str | None = None,
     ) -> None:
         super().__init__(len(INTERACTION_NAMES))
         _check_choice("quantization", quantization, ("nf4", "none"))
@@ -87,7 +90,7 @@ class VisionLanguageClassifier(ImageNetwork):
             raise ValueError(
                 f"rank is {rank}, alpha {alpha} and dropout {dropout}; expected rank >= 0, alpha > 0, dropout in [0, 1)"
             )
-        self.rule, self.prompt = rule, load_prompt(prompt)
+        self.rule, self.prompt = rule, load_prompt(prompt, prompt_text)
         if builds_empty():
             self.model, self.composer = empty_base(base), None
         else:
@@ -111,6 +114,7 @@ class VisionLanguageClassifier(ImageNetwork):
             "rule": rule,
             "dtype": dtype,
             "base_id": base_id,
+            "prompt_text": self.prompt.text,
         }
         self.register_state_dict_post_hook(_keep_adapters)
         self.register_load_state_dict_post_hook(_forget_base)
@@ -186,6 +190,17 @@ class VisionLanguageClassifier(ImageNetwork):
         factor = SHARPENING if self.rule == "first_token" else 1.0
         return {LABEL: (factor * self.scores(batch).log_probability).log_softmax(1)}
 
+    def event_features(self, batch: ImageBatch) -> Tensor:
+        """There are none: classes are read off words, not told from a vector.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"a {type(self).__name__} has no features of events to show: its classes are read off the words of its "
+            "answer; use predict() or model.explain()"
+        )
+
     def scores(self, batch: ImageBatch, examples: Sequence[Example] = ()) -> LabelScores:
         """What the model holds for the answer, by ``rule``; see ``nufm.models.label_scoring``."""
         return score_labels(self.model, self.prepare(batch, examples), self.labels, self.rule)
@@ -229,7 +244,7 @@ def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
 
 
-# ---- the base
+# ---- adapters
 
 
 def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> None:
@@ -257,138 +272,3 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, dropout: float, targ
     for name, parameter in model.named_parameters():
         if is_adapter(name):  # peft makes them as the base is, and casts only in get_peft_model
             parameter.data = parameter.data.float()
-
-
-def builds_empty() -> bool:
-    """Whether what is built now is on the meta device; torch.get_default_device says so from torch 2.7 on only."""
-    return torch.empty(0).is_meta
-
-
-def empty_base(base: str) -> nn.Module:
-    """The base without memory, on the meta device.
-
-    Its configuration is read from the folder, else from ``architectures/``, where those of gated and of made bases lie,
-    else from the Hub.
-    """
-    from transformers import AutoModelForImageTextToText
-
-    config = base_configuration(base)
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
-
-
-def base_configuration(base: str) -> Any:
-    """The configuration (transformers) of a base.
-
-    Raises:
-        FileNotFoundError: there is no such base.
-        ValueError: it takes no pictures.
-    """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
-
-    path, kept = Path(base).expanduser(), ARCHITECTURES / f"{Path(base).name}.json"
-    if not path.is_dir() and kept.is_file() and builds_empty():
-        values = json.loads(kept.read_text(encoding="utf-8"))
-        return AutoConfig.for_model(values.pop("model_type"), **values)
-    if not path.is_dir() and (path.is_absolute() or str(base).count("/") != 1 or str(base).startswith(("runs/", "."))):
-        raise FileNotFoundError(
-            f"{base}: no such folder; expected a base in the layout of transformers (config.json, *.safetensors, "
-            "tokenizer, processor), or owner/name of the Hugging Face Hub. A tiny one to try: python "
-            f"scripts/make_tiny_vlm.py --out {base}"
-        )
-    try:
-        config = AutoConfig.from_pretrained(str(path) if path.is_dir() else base, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{base}: no configuration of a transformers model: {error}\nGive the folder of a download (Llama 3.2 "
-            "Vision is gated: accept its licence on the Hub and log in with `hf auth login`), or make a tiny base: "
-            "python scripts/make_tiny_vlm.py --out FOLDER"
-        ) from error
-    if config.model_type not in KNOWN or not hasattr(config, "vision_config"):
-        raise ValueError(
-            f"{base}: a {config.model_type} model takes no pictures; expected an image-text model, such as mllama "
-            "(meta-llama/Llama-3.2-11B-Vision-Instruct), idefics3, smolvlm, llava or qwen2_vl"
-        )
-    return config
-
-
-def load_base(base: str, quantization: str, dtype: str) -> tuple[nn.Module, Any]:
-    """The base and its processor, on the GPU of this process if there is one. Only safetensors are read, and no code
-    that comes with them is run.
-
-    Raises:
-        FileNotFoundError: there is no such base.
-        ValueError: it takes no pictures, or cannot be loaded.
-    """
-    import transformers
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    base_configuration(base)  # refuses what is no image-text model
-    place = str(Path(base).expanduser()) if Path(base).expanduser().is_dir() else base
-    cuda = torch.cuda.is_available()
-    wanted = getattr(torch, dtype) if dtype != "auto" else torch.bfloat16 if cuda else torch.float32
-    options: dict[str, Any] = {
-        "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype": wanted,
-        "use_safetensors": True,
-        "trust_remote_code": False,
-        # 4-bit weights are packed where they will be used: half of the memory, and no second packing
-        "device_map": {"": f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"},
-    }
-    if quantization == "nf4":
-        options["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=wanted,
-        )
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    if Path(place).is_dir():  # a bar is for downloads
-        transformers.utils.logging.disable_progress_bar()
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(place, **options)
-        processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{base}: cannot be loaded as an image-text model: {error}") from error
-    except (ImportError, AttributeError, RuntimeError) as error:
-        if quantization == "none":
-            raise
-        # Some pairs of versions do not fit on a CPU: transformers 4.48 changes a list that bitsandbytes 0.50 has fixed.
-        raise ValueError(
-            f"{base}: cannot be loaded in 4 bit by transformers {transformers.__version__} on this machine: {error}; "
-            "install transformers 5 and bitsandbytes 0.49 or newer, or set quantization to none"
-        ) from error
-    finally:
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
-    return model.eval(), processor
-
-
-def identity(base: str, model: nn.Module) -> str:
-    """``name:model type:digest`` of a base.
-
-    The digest is of its widths and depths and of the first and last eight rows of its input embedding in bfloat16: they
-    stay as they are when the base is quantised, moved, renamed, or saved again in other pieces.
-    """
-    config = model.config
-    rows = model.get_input_embeddings().weight.detach()
-    text = config.get_text_config()
-    widths = [text.hidden_size, text.num_hidden_layers, text.vocab_size, config.vision_config.hidden_size]
-    sample = torch.cat([rows[:8], rows[-8:]]).to("cpu", torch.bfloat16).view(torch.int16).numpy()
-    digest = hashlib.sha256(json.dumps([config.model_type, *map(int, widths)]).encode() + sample.tobytes())
-    return f"{Path(base).name}:{config.model_type}:{digest.hexdigest()[:16]}"
-
-
-def checked_identity(base: str, model: nn.Module, wanted: str | None) -> str:
-    """The identity of a base.
-
-    Raises:
-        ValueError: it is not the one wanted.
-    """
-    found = identity(base, model)
-    if wanted is not None and wanted.partition(":")[2] != found.partition(":")[2]:
-        raise ValueError(
-            f"{base}: the adapters were trained on another base: found {found}, expected {wanted} (name, kind, "
-            f"digest); give the folder of {wanted.partition(':')[0]}"
-        )
-    return found

@@ -16,6 +16,8 @@ from nufm.checkpoint import save_pretrained
 from nufm.checkpoint.adapters import on_base
 from nufm.commands.tiny_vlm import make_tiny_vlm
 from nufm.data.image_transforms import Brightness
+from nufm.data.prompts import FOLDER
+from nufm.evaluation.prompting import asked
 from nufm.models.vlm import VisionLanguageClassifier
 
 EVENTS = [image_event(0), image_event(1, missing=True), image_event(2)]
@@ -72,6 +74,42 @@ def test_a_loaded_export_says_the_same(export):
     assert trained == {name for name, _ in model.adapter_parameters()}
 
 
+def test_words_of_the_prompt_are_those_of_the_training_whatever_their_file_says_now(base, tmp_path):
+    """The classes would even change places: their labels are lines of the file."""
+    template = tmp_path / "mine.txt"
+    text = (FOLDER / "brief.txt").read_text()
+    template.write_text(text)
+    torch.manual_seed(0)
+    model = VisionLanguageClassifier(str(base), quantization="none", prompt=str(template), rank=2).eval()
+    with torch.no_grad():
+        for _, parameter in model.adapter_parameters():
+            parameter.normal_(0, 0.2)
+    place = save_pretrained(tmp_path / "export", model, transforms=[Brightness()], task="pixelmaps")
+    wanted = probabilities(nufm.from_pretrained(place))
+    kept = json.loads((place / "config.json").read_text())["model"]["init_args"]
+    assert kept["prompt"] == str(template) and kept["prompt_text"] == text
+    swapped = text.replace("muon neutrino CC\nelectron neutrino CC", "electron neutrino CC\nmuon neutrino CC")
+    assert swapped != text
+    template.write_text(swapped)
+    loaded = nufm.from_pretrained(place)
+    np.testing.assert_array_equal(probabilities(loaded), wanted)
+    with asked(loaded.model, str(template)):  # its own words are no others
+        np.testing.assert_array_equal(probabilities(loaded), wanted)
+    again = nufm.from_pretrained(save_pretrained(tmp_path / "again", loaded.model, transforms=[Brightness()]))
+    assert again.model.prompt == model.prompt and again.model.prompt.name == "mine"
+    template.unlink()
+    np.testing.assert_array_equal(probabilities(nufm.from_pretrained(place)), wanted)
+
+
+def test_exports_that_do_not_keep_their_words_read_the_file(export, tmp_path):
+    copied = shutil.copytree(export[1], tmp_path / "export")
+    config = json.loads((copied / "config.json").read_text())
+    del config["model"]["init_args"]["prompt_text"]
+    (copied / "config.json").write_text(json.dumps(config))
+    wanted = probabilities(nufm.from_pretrained(export[1]))
+    np.testing.assert_array_equal(probabilities(nufm.from_pretrained(copied)), wanted)
+
+
 def test_without_its_adapters_it_would_say_something_else(export):
     place = export[1]
     loaded = nufm.from_pretrained(place)
@@ -80,6 +118,11 @@ def test_without_its_adapters_it_would_say_something_else(export):
         base_says = np.log(probabilities(loaded))
     assert np.abs(said - base_says).max() > 0.1
     np.testing.assert_allclose(np.log(probabilities(loaded.untrained())), base_says, atol=1e-3)  # they begin at 0
+
+
+def test_features_are_refused_in_words(export):
+    with pytest.raises(ValueError, match=r"has no features of events to show.*use predict\(\)"):
+        nufm.from_pretrained(export[1]).features(EVENTS[0])
 
 
 def test_loading_draws_no_random_numbers(export):

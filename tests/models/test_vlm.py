@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from toy_language_models import folder, image_event
 
 from nufm.commands.tiny_vlm import make_tiny_vlm
 from nufm.data.images import ImageBatch, ImageEvent, View
 from nufm.data.prompts import load_prompt
-from nufm.models.vlm import ARCHITECTURES, VisionLanguageClassifier, identity
+from nufm.models.vlm import VisionLanguageClassifier
+from nufm.models.vlm_base import ARCHITECTURES, first_identity, identity, own_device
 from nufm.models.vlm_inputs import IGNORED, Example, appended, pictures
 
 FAMILIES = ("mllama", "idefics3")
@@ -249,6 +254,11 @@ def test_labels_with_the_same_first_token_are_refused_by_that_rule_alone():
         network("mllama", prompt="symbols", rule="first_token")
 
 
+def test_there_are_no_features_and_that_is_said():
+    with pytest.raises(ValueError, match=r"VisionLanguageClassifier has no features of events to show.*predict\(\)"):
+        network("mllama").event_features(batch_of(image_event(0)))
+
+
 def test_explanation_begins_with_the_predicted_class():
     model = network("mllama")
     batch = batch_of(image_event(0), image_event(1, missing=True))
@@ -380,6 +390,84 @@ def test_another_base_is_refused_with_both_names(tmp_path):
         VisionLanguageClassifier(str(other), prompt="brief", base_id=wanted)
     renamed = wanted.replace("mllama:", "moved:", 1)
     assert network("mllama", base_id=renamed).arguments["base_id"] == wanted, "a base may be moved"
+
+
+def redrawn(tmp_path, family, part):
+    """The base with all values of the tensors of a part drawn anew."""
+    from transformers import AutoModelForImageTextToText
+
+    place = shutil.copytree(folder(family), tmp_path / f"other {family} {part}")
+    changed = AutoModelForImageTextToText.from_pretrained(place)
+    with torch.no_grad():
+        for name, parameter in changed.named_parameters():
+            if part in name and "embed_tokens" not in name:
+                parameter.normal_()
+    changed.save_pretrained(place)
+    return str(place)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("part", ("vision", "lm_head", "layers.0.input_layernorm"))
+def test_a_base_with_the_same_words_and_other_eyes_is_another(tmp_path, family, part):
+    """All rows of the input embedding are the same."""
+    four, other = network(family, quantization="nf4").arguments["base_id"], redrawn(tmp_path, family, part)
+    for quantization in ("none", "nf4"):
+        with pytest.raises(ValueError, match=r"trained on another base: found other"):
+            VisionLanguageClassifier(other, quantization, prompt="brief", base_id=four)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_identity_is_that_of_the_values(tmp_path, family):
+    """Not of their precision, their place, the files they come in, or the adapters."""
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(folder(family))
+    wanted = identity("x", model)
+    model.save_pretrained(tmp_path, max_shard_size="200KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert identity("x", AutoModelForImageTextToText.from_pretrained(tmp_path)) == wanted
+    assert identity("x", model.to(torch.bfloat16)) == wanted
+    found = [network(family, quantization=q, dtype=d) for q in ("none", "nf4") for d in ("float32", "bfloat16")]
+    assert {identity("x", each.model) for each in found} == {wanted}
+    assert {each.arguments["base_id"].partition(":")[2] for each in found} == {wanted.partition(":")[2]}
+
+
+def test_identities_of_older_exports_are_understood(tmp_path):
+    """Digests of widths and of 16 rows of the input embedding alone, here made from the files."""
+    config = json.loads((Path(folder("mllama")) / "config.json").read_text())
+    text, vision = config["text_config"], config["vision_config"]
+    widths = [text["hidden_size"], text["num_hidden_layers"], text["vocab_size"], vision["hidden_size"]]
+    with safe_open(Path(folder("mllama")) / "model.safetensors", framework="pt") as file:
+        rows = next(file.get_tensor(name) for name in file.keys() if "embed_tokens" in name)
+    rows = torch.cat([rows[:8], rows[-8:]]).bfloat16().view(torch.int16).numpy()
+    digest = hashlib.sha256(json.dumps(["mllama", *widths]).encode() + rows.tobytes()).hexdigest()[:16]
+    model, old = network("mllama"), f"mine:mllama:{digest}"
+    assert first_identity("mine", model.model) == old
+    assert network("mllama", base_id=old).arguments["base_id"] == model.arguments["base_id"] != old
+    other = make_tiny_vlm(tmp_path / "other", "mllama", 1, 32)
+    with pytest.raises(ValueError, match=rf"found other:mllama:[0-9a-f]{{16}}, expected {old}"):
+        VisionLanguageClassifier(str(other), prompt="brief", base_id=old)
+
+
+@pytest.mark.parametrize(
+    ("environment", "seen", "wanted"),
+    [
+        ({}, 4, "cuda:0"),
+        ({"LOCAL_RANK": "2"}, 4, "cuda:2"),
+        ({"SLURM_LOCALID": "3"}, 4, "cuda:3"),
+        ({"LOCAL_RANK": "1", "SLURM_LOCALID": "0"}, 4, "cuda:1"),
+        ({"SLURM_LOCALID": "3"}, 1, "cuda:0"),  # --gpus-per-task=1: a process sees its own alone
+        ({"LOCAL_RANK": "2"}, 0, "cpu"),
+    ],
+)
+def test_every_process_reads_the_base_onto_its_own_gpu(monkeypatch, environment, seen, wanted):
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    assert str(own_device()) == wanted
 
 
 def test_a_base_that_sees_nothing_is_refused(tmp_path):

@@ -37,6 +37,7 @@ class Prompt:
         missing: sentence for a view that was not read out.
         answer: how every answer begins.
         labels: one per class, in the order of ``INTERACTION_NAMES``.
+        text: the whole template, from which it can be made again whatever its file says by then.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Prompt:
     missing: str
     answer: str
     labels: tuple[str, ...]
+    text: str
 
     def question(self, present: Sequence[bool]) -> str:
         """What the user asks about an event, of whose views ``present`` were read out."""
@@ -61,14 +63,20 @@ def prompt_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in FOLDER.glob("*.txt")))
 
 
-def load_prompt(name: str) -> Prompt:
+def load_prompt(name: str, text: str | None = None) -> Prompt:
     """A template of nufm by its name, or one of yours by its path, which ends in ``.txt``.
+
+    Args:
+        name: of the template.
+        text: what it said when it was kept; None: what its file says now.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: the file is no template.
     """
     path = Path(name).expanduser() if name.endswith(".txt") else FOLDER / f"{name}.txt"
+    if text is not None:
+        return parse_prompt(text, path.stem, f"kept text of prompt '{name}'")
     if not path.is_file():
         raise FileNotFoundError(
             f"prompt '{name}': there is no {path}; expected one of {', '.join(prompt_names())}, or the path of a .txt"
@@ -106,4 +114,4 @@ def parse_prompt(text: str, name: str, where: str) -> Prompt:
     missing = section["missing"]
     if missing.replace("{view}", "") == missing or re.search(r"[{}]", missing.replace("{view}", "")):
         raise ValueError(f"{where}: section [missing] is {missing!r}, expected a sentence with {{view}} in it")
-    return Prompt(name, section["system"], section["user"], missing, section["answer"], labels)
+    return Prompt(name, section["system"], section["user"], missing, section["answer"], labels, text)
