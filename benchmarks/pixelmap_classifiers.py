@@ -368,7 +368,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"Events simulated by nufm, {sizes}; maps of 128 × 128 pixels of 20 mm (published: 512 × 512 of 5 mm), pixels "
         "of 40 mm at half resolution. The score of one run has a statistical error of about "
         f"{np.sqrt(0.25 / sum(test)):.3f}; a class that is never predicted does not enter the precision. Networks are "
-        "tiny (configs/tiny/pixelmap_*.yaml); the image-text model stands on random weights, nothing of the published "
+        "tiny (those of configs/tiny); the image-text model stands on random weights, nothing of the published "
         "one's knowledge is in it: its row shows that the path learns, not how good a large one would be. Time and "
         f"memory are of one event at a time ({report['hardware']}, {THREADS} thread{'s' * (THREADS > 1)}; memory: "
         "growth of the resident memory of a fresh process, about 15 MB of it for any model), the published ones of "

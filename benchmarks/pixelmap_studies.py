@@ -269,7 +269,7 @@ def note(report: Mapping[str, Any]) -> str:
         "between levels less, since events and random numbers are the same for all levels and models. Energies are "
         "changed as they are read (pixels of 5 mm, 1 MeV is about what a minimum-ionising particle leaves in one), "
         "coarser pixels are made of those of the network (20 mm). Temperatures are fitted on the validation events. "
-        "Tiny networks (configs/tiny/pixelmap_*.yaml); the image-text model stands on random weights: what examples in "
+        "Tiny networks (those of configs/tiny); the image-text model stands on random weights: what examples in "
         "its question do says nothing of a large base.\n"
     )
 
