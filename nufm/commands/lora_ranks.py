@@ -19,8 +19,15 @@ import yaml
 from nufm.checkpoint import Pretrained, from_pretrained
 from nufm.commands.inputs import run_folder
 from nufm.data.images import ImageEvent
+from nufm.evaluation.class_scores import (
+    change,
+    class_probabilities,
+    classified_label,
+    scores_of,
+    true_classes,
+    without_temperature,
+)
 from nufm.evaluation.event_scores import check_events, plain
-from nufm.evaluation.robustness import change, classified_label, scores_of
 from nufm.evaluation.tables import percent, table
 
 RANKS = (4, 8, 16)
@@ -105,11 +112,10 @@ def lora_ranks(
 
 
 def predictions(pretrained: Pretrained, events: Sequence[ImageEvent], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities (n, K) and classes (n,) of the events whose class is known."""
-    label = classified_label(pretrained)
-    some = [events[i] for i in range(len(events))]
-    found = np.stack([p.probability[label] for p in pretrained.predict_each(some, batch_size, progress=True)])
-    target = np.array([int(event.truth[label]) for event in some])
+    """Probabilities (n, K) and classes (n,) of the events whose class is known; without the temperature that the run's
+    own export may keep, since runs of other ranks have none."""
+    target = true_classes(events, classified_label(pretrained))
+    found = class_probabilities(without_temperature(pretrained), events, batch_size, progress=True)
     return found[target >= 0], target[target >= 0]
 
 

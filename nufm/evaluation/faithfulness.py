@@ -33,10 +33,10 @@ from nufm.data.explanations import REGIONS, Region, cited_regions
 from nufm.data.images import VIEWS, ImageEvent, View
 from nufm.display.faithfulness import CoveredEvent, draw_faithfulness
 from nufm.display.geometry import short_name
+from nufm.evaluation.class_scores import class_probabilities, classified_label, kept_temperature_of
 from nufm.evaluation.event_scores import check_events, plain
-from nufm.evaluation.robustness import classified_label
 from nufm.evaluation.scores import batches
-from nufm.evaluation.tables import percent, table
+from nufm.evaluation.tables import percent, table, temperature_text
 
 Mask = Mapping[str, np.ndarray]  # view -> bool (N,) of its pixels
 WORDS = {
@@ -113,10 +113,10 @@ def brightest(events: Sequence[ImageEvent]) -> list[list[Region]]:
 def strongest(pretrained: Pretrained, events: Sequence[ImageEvent], batch_size: int) -> list[list[Region]]:
     """Of every event, the region whose covering costs the predicted class most of its probability; none of an event
     without charge."""
-    before = probabilities(pretrained, events, batch_size)
+    before = class_probabilities(pretrained, events, batch_size)
     chosen, row = before.argmax(1), np.arange(len(events))
     after = [
-        probabilities(pretrained, [covered(e, of_regions(e, [region])) for e in events], batch_size)[row, chosen]
+        class_probabilities(pretrained, [covered(e, of_regions(e, [region])) for e in events], batch_size)[row, chosen]
         for region in REGIONS
     ]
     best = np.argmin(after, axis=0)
@@ -144,13 +144,6 @@ def texts_of(pretrained: Pretrained, events: Sequence[ImageEvent], batch_size: i
     ]
 
 
-def probabilities(pretrained: Pretrained, events: Sequence[ImageEvent], batch_size: int) -> np.ndarray:
-    """float64 (n, K) of the label that the model classifies."""
-    label = classified_label(pretrained)
-    said = pretrained.predict(list(events), batch_size, progress=False)
-    return np.stack([p.probability[label] for p in said]).astype(np.float64)
-
-
 # ---------------------------------------------------------------------- the study
 
 
@@ -174,7 +167,8 @@ def faithfulness(
         progress: show a bar on the terminal.
 
     Returns:
-        ``events``, ``classes``, ``patches``; ``silent``: events whose answer cites no region; ``regions``: how often
+        ``events``, ``classes``, ``patches``; ``temperature``: label -> T of the export;
+        ``silent``: events whose answer cites no region; ``regions``: how often
         each is cited; ``rows``: source -> group (``all`` and the predicted classes) -> the numbers of :func:`compared`;
         ``per_event``: source -> one dict for each event with ``name``, ``predicted``, ``probability``, ``regions``,
         ``text``, ``share`` of the event's charge that is covered, ``fall``, ``patch_fall``, ``patch_charge`` (of the
@@ -196,7 +190,7 @@ def faithfulness(
             "brightest": brightest(some),
             "strongest": strongest(pretrained, some, batch_size),
         }
-        before = probabilities(pretrained, some, batch_size)
+        before = class_probabilities(pretrained, some, batch_size)
         for name, rows in per_event.items():
             streams = [np.random.default_rng([seed, start + i]) for i in range(len(some))]
             found = _cover(pretrained, some, sources[name], before, patches, streams, batch_size)
@@ -210,6 +204,7 @@ def faithfulness(
             "events": start,
             "classes": classes,
             "patches": patches,
+            "temperature": kept_temperature_of(pretrained),
             "silent": sum(not row["regions"] for row in per_event["cited"]) if talks else None,
             "regions": {str(region): cited.count(str(region)) for region in REGIONS},
             "rows": {name: _grouped(rows, classes) for name, rows in per_event.items()},
@@ -235,7 +230,7 @@ def _cover(
     holes = [covered(e, m) for e, m in zip(events, masks, strict=True)]
     for k in range(patches):
         holes += [covered(e, own[k]) for e, own in zip(events, spots, strict=True)]
-    after = probabilities(pretrained, holes, batch_size).reshape(1 + patches, n, -1)
+    after = class_probabilities(pretrained, holes, batch_size).reshape(1 + patches, n, -1)
     rows = []
     for i, event in enumerate(events):
         p, held = before[i, chosen[i]], charge(event, masks[i])
@@ -347,6 +342,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         "of the differences. Charge: share of the event's that is covered. Another class: how often the decision "
         "changes.\n"
     )
+    if said := temperature_text(found.get("temperature") or {}):
+        text += f"\n{said}\n"
     if found["silent"] is not None:
         counts = ", ".join(f"{n:,} {region}" for region, n in found["regions"].items() if n)
         text += f"\n{found['silent']:,} answers cite no region. Cited: {counts or 'none'}.\n"

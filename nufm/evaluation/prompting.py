@@ -20,12 +20,20 @@ import numpy as np
 import torch
 
 from nufm.checkpoint import Pretrained
+from nufm.checkpoint.temperature import calibrated
 from nufm.data.images import ImageEvent
 from nufm.data.prompts import END_OF_LABEL, load_prompt, prompt_names
+from nufm.evaluation.class_scores import (
+    change,
+    classified_label,
+    kept_temperature_of,
+    scores_of,
+    true_classes,
+    without_temperature,
+)
 from nufm.evaluation.event_scores import check_events, plain
-from nufm.evaluation.robustness import change, classified_label, scores_of
 from nufm.evaluation.scores import batches
-from nufm.evaluation.tables import percent, table
+from nufm.evaluation.tables import percent, table, temperature_text
 from nufm.models.label_scoring import LabelTokens
 from nufm.models.vlm import VisionLanguageClassifier
 from nufm.models.vlm_inputs import Example, PromptComposer
@@ -75,13 +83,14 @@ def class_probabilities(
     examples: Sequence[Example] = (),
     progress: bool = True,
 ) -> np.ndarray:
-    """float64 (n, K) of an image-text model that is shown some examples first."""
+    """Float (n, K) of an image-text model that is shown some examples first, with the temperature of its export."""
     model = vlm_of(pretrained).eval()
     rows = [
         model.scores(pretrained.batch(some).to(model.device), examples).probability.double().cpu().numpy()
         for some in batches(events, batch_size, progress)
     ]
-    return np.concatenate(rows)
+    found = np.concatenate(rows)
+    return calibrated({classified_label(pretrained): found}, pretrained.extra)[classified_label(pretrained)]
 
 
 def draw_examples(
@@ -137,8 +146,9 @@ def few_shot(
         progress: show a bar on the terminal.
 
     Returns:
-        ``study``, ``label``, ``classes``, ``events`` with a known class, ``support`` (K,), ``rows``: one dict for each
-        with ``words`` and the numbers of ``nufm.evaluation.robustness.scores_of``, those after the first with changes
+        ``study``, ``label``, ``classes``, ``events`` with a known class, ``support`` (K,), ``temperature`` (label -> T
+        of the export, which rows of the frozen base do not have), ``rows``: one dict for each with ``words`` and the
+        numbers of ``nufm.evaluation.class_scores.scores_of``, those after the first with changes
         against it; rows of examples have their ``examples`` (names of events).
 
     Raises:
@@ -148,7 +158,8 @@ def few_shot(
 
     def frozen(examples: Sequence[Example]) -> np.ndarray:
         with model.frozen_base():
-            return class_probabilities(pretrained, events, batch_size, examples, progress)
+            # A temperature was fitted for the trained model: it says nothing of the base.
+            return class_probabilities(without_temperature(pretrained), events, batch_size, examples, progress)
 
     cases: list[tuple[dict[str, Any], Callable[[], np.ndarray]]] = [
         ({"words": "trained"}, lambda: class_probabilities(pretrained, events, batch_size, (), progress)),
@@ -214,7 +225,7 @@ def _scored(
     check_events(pretrained, events)
     label = classified_label(pretrained)
     classes = list(pretrained.classes[label])
-    target = np.array([int(event.truth.get(label, -1)) for event in events])
+    target = true_classes(events, label)
     known = target >= 0
     if not known.any():
         raise ValueError(
@@ -231,6 +242,7 @@ def _scored(
         rows.append(row)
     support = np.bincount(target[known], minlength=len(classes)).tolist()
     shown = {"label": label, "classes": classes, "events": int(known.sum()), "support": support, "rows": rows}
+    shown["temperature"] = kept_temperature_of(pretrained)
     return plain(shown)
 
 
@@ -273,4 +285,6 @@ def markdown(found: Mapping[str, Any]) -> str:
             "Published (arXiv 2509.08461, §5), without the definitions of the classes: accuracy 86, macro AUC 96, in "
             "place of 87 and 96 with them. Tokens: the question, pictures included where they are tokens of it."
         )
+    if said := temperature_text(found.get("temperature") or {}):
+        text += f" {said}" + " The frozen base is scored without it." * (found["study"] == "few_shot")
     return f"{table(head, rows)}\n{text}\n"

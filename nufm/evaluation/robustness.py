@@ -24,20 +24,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from nufm.checkpoint import Pretrained
 from nufm.data.image_corruptions import DeadPixels, Gain, PixelGain, PixelNoise, WithoutView
 from nufm.data.image_transforms import Brightness, Coarse, Rebin
 from nufm.data.images import ImageEvent
 from nufm.data.transforms import Transform, compose
+from nufm.evaluation.class_scores import change, classified_label, kept_temperature_of, scores_of, true_classes
 from nufm.evaluation.event_scores import check_events, plain
 from nufm.evaluation.scores import batches
-from nufm.evaluation.tables import percent, table
-from nufm.metrics import Calibration, ConfusionScores, OneVsRest
+from nufm.evaluation.tables import percent, table, temperature_text
 
 NOMINAL = "as they are"
-RESAMPLES = 200  # bootstrap
 SUPPRESSION = (3.0, 5.0)  # of the noise, in σ: one pixel in 740, and next to none, is noise alone
 # σ of the noise. A minimum-ionising particle leaves 1 MeV in a pixel of 5 mm of argon; with the default brightness the
 # grey values are as bright as the energies.
@@ -192,7 +190,8 @@ def sweep(
         progress: show a bar on the terminal.
 
     Returns:
-        ``label``, ``classes``, ``events`` with a known class, ``support`` (K,) of each class, ``levels``: one dict for
+        ``label``, ``classes``, ``events`` with a known class, ``support`` (K,) of each class,
+        ``temperature`` (label -> T of the export), ``levels``: one dict for
         each level with its ``series``, ``value``, ``words``, ``pixels`` and ``energy`` (mean over the events, both
         views, as they came out of the corruption) and the scores of :func:`scores_of` with ``accuracy_change`` and
         ``macro_auc_change`` against the first level and ``…_error``; a level that the network refused has ``refused``
@@ -211,7 +210,7 @@ def sweep(
         seeds = [int(np.random.default_rng([seed, number + i]).integers(2**63)) for i in range(len(some))]
         some = [event.replace(seed=s) for event, s in zip(some, seeds, strict=True)]
         number += len(some)
-        truth += [int(event.truth[label]) if label in event.truth else -1 for event in some]
+        truth.append(true_classes(some, label))
         for i, level in enumerate(levels):
             if i in refused:
                 continue
@@ -225,7 +224,7 @@ def sweep(
                 continue
             found[i] += [p.probability[label] for p in said]
             size[i] += [(e.n_pixels, float(sum(v.energy.sum() for v in e.views.values()))) for e in worse]
-    target = np.array(truth)
+    target = np.concatenate(truth)
     known = target >= 0
     if not known.any():
         raise ValueError(
@@ -249,25 +248,12 @@ def sweep(
         "label": label,
         "classes": classes,
         "events": int(known.sum()),
+        "temperature": kept_temperature_of(pretrained),
         "support": np.bincount(target[known], minlength=len(classes)).tolist(),
         "levels": plain(rows),
         "probability": probability,
         "target": target,
     }
-
-
-def classified_label(pretrained: Pretrained) -> str:
-    """The label that a classifier of pixel maps predicts.
-
-    Raises:
-        ValueError: the model is for other events.
-    """
-    if pretrained.inputs != "images":
-        raise ValueError(
-            f"{pretrained.source}: a {type(pretrained.model).__name__} takes {pretrained.inputs}, these studies are of "
-            "pixel maps; give the run of a classifier of them (configs/tiny/pixelmap_cnn.yaml)"
-        )
-    return next(iter(pretrained.model.n_classes))
 
 
 def with_image_transforms(pretrained: Pretrained, transforms: Sequence[Transform]) -> Pretrained:
@@ -277,88 +263,6 @@ def with_image_transforms(pretrained: Pretrained, transforms: Sequence[Transform
     own = list(pretrained.transforms)
     place = next((i for i, t in enumerate(own) if isinstance(t, Brightness)), len(own))
     return dataclasses.replace(pretrained, transforms=(*own[:place], *transforms, *own[place:]))
-
-
-def scores_of(probability: np.ndarray, target: np.ndarray) -> dict[str, Any]:
-    """Scores of events with known classes.
-
-    Args:
-        probability: float (n, K).
-        target: int (n,) in 0 … K-1.
-
-    Returns:
-        ``accuracy``, ``accuracy_error`` (binomial), ``macro_precision``, ``macro_recall``, ``auc`` (K,) of each class
-        against the rest, ``macro_auc``, ``expected_error`` (of calibration), ``nll``, ``predicted`` (K,) events given
-        to each class.
-    """
-    # A softmax may end at 1 + 1e-7, which is no probability.
-    score, truth = torch.from_numpy(probability).float().clamp(0, 1), torch.from_numpy(target)
-    confusion, auc, calibration = ConfusionScores(score.shape[1]), OneVsRest(score.shape[1]), Calibration()
-    sure, chosen = score.max(1)
-    confusion.update(chosen, truth)
-    auc.update(score, truth)
-    calibration.update(sure, chosen == truth, score, truth)
-    c, a, k = confusion.compute(), auc.compute(), calibration.compute()
-    p = float(c["accuracy"])
-    return plain(
-        {
-            "accuracy": p,
-            "accuracy_error": float(np.sqrt(p * (1 - p) / len(target))),
-            **{name: c[name] for name in ("macro_precision", "macro_recall")},
-            "auc": a["auc"],
-            "macro_auc": a["macro"],
-            **{name: k[name] for name in ("expected_error", "nll")},
-            "predicted": c["confusion"].sum(0),
-        }
-    )
-
-
-def change(before: np.ndarray, after: np.ndarray, target: np.ndarray) -> dict[str, Any]:
-    """How accuracy and macro AUC of the same events changed, with standard errors of the pairs (bootstrap).
-
-    Args:
-        before: float (n, K) probabilities.
-        after: float (n, K).
-        target: int (n,) in 0 … K-1.
-    """
-    n = len(target)
-    once = np.ones((1, n))
-    times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)
-    moved = (after.argmax(1) == target).astype(float) - (before.argmax(1) == target)
-    auc = macro_aucs(after, target, times) - macro_aucs(before, target, times)
-    return plain(
-        {
-            "accuracy_change": float(moved.mean()),
-            "accuracy_change_error": float((times @ moved / n).std()),
-            "macro_auc_change": float((macro_aucs(after, target, once) - macro_aucs(before, target, once))[0]),
-            "macro_auc_change_error": float(np.nanstd(auc)) if np.isfinite(auc).any() else float("nan"),
-        }
-    )
-
-
-def macro_aucs(probability: np.ndarray, target: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Macro AUC of R resamples, float64 (R,): each class against the rest, NaN where no class has an AUC.
-
-    The AUC is the share of pairs of an event of the class and another in which the first has the larger score, ties
-    counting one half (see :class:`nufm.metrics.OneVsRest`); an event that is drawn twice stands twice.
-
-    Args:
-        probability: float (n, K).
-        target: int (n,).
-        times: (R, n) how often each event is in a resample.
-    """
-    found = []
-    for c in range(probability.shape[1]):
-        order = np.argsort(probability[:, c], kind="stable")
-        score, positive = probability[order, c], target[order] == c
-        first = np.flatnonzero(np.append(True, np.diff(score) != 0))  # of each group of equal scores
-        own, other = (np.add.reduceat(times[:, order] * side, first, axis=1) for side in (positive, ~positive))
-        below = np.cumsum(other, axis=1) - other
-        with np.errstate(invalid="ignore"):
-            found.append((own * (below + other / 2)).sum(1) / (own.sum(1) * other.sum(1)))
-    values = np.stack(found)
-    some = np.isfinite(values)
-    return np.where(some.any(0), np.where(some, values, 0).sum(0) / np.maximum(some.sum(0), 1), np.nan)
 
 
 # ---------------------------------------------------------------------- in words
@@ -387,11 +291,12 @@ def markdown(found: dict[str, Any]) -> str:
         "charge in both views, as read. Precision and recall: means over the classes. Last column: events given to "
         "each class.",
     )
+    notes.append(temperature_text(found.get("temperature") or {}))
     parts = (
         table(["", "accuracy", "macro AUC", "ECE", "pixels"], rows),
         table(["", "precision", "recall", *(f"AUC {c}" for c in found["classes"]), "said"], more),
     )
-    return "\n".join(parts) + "\n" + "\n\n".join(notes) + "\n"
+    return "\n".join(parts) + "\n" + "\n\n".join(filter(None, notes)) + "\n"
 
 
 def _moved(row: dict[str, Any], name: str) -> str:

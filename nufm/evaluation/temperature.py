@@ -21,8 +21,8 @@ from torch import Tensor
 
 from nufm.checkpoint import Pretrained
 from nufm.data.images import ImageEvent
+from nufm.evaluation.class_scores import classified_label, kept_temperature_of, scores_of, true_classes
 from nufm.evaluation.event_scores import check_events, plain
-from nufm.evaluation.robustness import classified_label, scores_of
 from nufm.evaluation.scores import batches
 from nufm.evaluation.tables import percent, table
 from nufm.metrics import Calibration
@@ -106,7 +106,8 @@ def fit_temperature(logits: Tensor, target: Tensor) -> Fit:
 def event_logits(
     pretrained: Pretrained, events: Sequence[ImageEvent], batch_size: int = 16, progress: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Logits float32 (n, K) of the model's first label, and int64 (n,) true classes, -1 unknown.
+    """Logits float32 (n, K) of the model's first label, whatever temperature its export keeps, and int64 (n,) true
+    classes, -1 unknown.
 
     Raises:
         ValueError: no events, no truth, or a model that does not classify pixel maps.
@@ -116,8 +117,8 @@ def event_logits(
     device, logits, truth = next(model.parameters()).device, [], []
     for some in batches(events, batch_size, progress):
         logits.append(model(pretrained.batch(some).to(device))[label].float().cpu())
-        truth += [int(event.truth[label]) if label in event.truth else -1 for event in some]
-    return torch.cat(logits), torch.tensor(truth)
+        truth.append(torch.from_numpy(true_classes(some, label)))
+    return torch.cat(logits), torch.cat(truth)
 
 
 def calibration_study(
@@ -138,7 +139,8 @@ def calibration_study(
         progress: show a bar on the terminal.
 
     Returns:
-        ``label``, ``classes``, ``events``, ``support``, ``fit`` (the fields of :class:`Fit`), and ``before`` and
+        ``label``, ``classes``, ``events``, ``support``, ``fit`` (the fields of :class:`Fit`),
+        ``temperature`` (label -> T that the export kept before the study, which neither side has), and ``before`` and
         ``after``: scores of the events that it is judged on, ``expected_error``, its bootstrap error
         ``expected_error_error``, ``maximum_error``, ``nll``, ``brier``, ``accuracy``, ``mean_confidence``,
         ``macro_auc`` and the bins of a reliability diagram; ``nll_change`` with its error (paired bootstrap).
@@ -167,6 +169,7 @@ def calibration_study(
             "events": len(truth),
             "support": torch.bincount(truth, minlength=len(classes)),
             "fit": vars(fit),
+            "temperature": kept_temperature_of(pretrained),
             **found,
             "nll_change": float(moved.mean()),
             "nll_change_error": float(moved.std(ddof=1) / math.sqrt(len(moved))) if len(moved) > 1 else None,
@@ -201,7 +204,7 @@ def _calibration(sure: Tensor, right: Tensor, p: Tensor | None = None, truth: Te
 def markdown(found: dict[str, Any]) -> str:
     """Before and after as a table, and where the temperature comes from."""
     rows = []
-    for side, words in (("before", "as it is"), ("after", f"T = {found['fit']['temperature']:.3f}")):
+    for side, words in (("before", "T = 1"), ("after", f"T = {found['fit']['temperature']:.3f}")):
         s = found[side]
         rows.append(
             [
@@ -220,6 +223,8 @@ def markdown(found: dict[str, Any]) -> str:
     if found["nll_change_error"] is not None:
         text += f"NLL changes by {found['nll_change']:+.4f} ± {found['nll_change_error']:.4f} (the same events). "
     text += "No decision changes, hence no accuracy; the AUC may, since it compares events. "
+    for label, kept in (found.get("temperature") or {}).items():
+        text += f"The export had T = {kept:.3f} for {label} before; both rows are of the logits without it. "
     if "kept_in" in found:
         text += "The temperature is kept in the export: what it predicts from now on is calibrated with it. "
     if fit["bounded"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -194,6 +196,9 @@ def test_table_and_picture(tmp_path):
     )  # all are νµ CC: one row says it all
     found["rows"]["cited"]["NC"] = found["rows"]["cited"]["all"]
     assert "predicted νµ CC" in markdown(found) and "predicted νe CC" not in markdown(found)
+    assert "calibrated with" not in text
+    hot = dataclasses.replace(pretrained(Talker(str(LOOKS_AT))), extra={"temperature": {"interaction": 2.0}})
+    assert "keeps (interaction: T = 2.000)" in markdown(faithfulness(hot, events))
     assert "0 answers cite no region. Cited: 8 upper downstream quarter of the XZ view." in text
     path = draw(found, events, tmp_path / "faithfulness.png", "Faithfulness")
     assert path.stat().st_size > 20_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -116,3 +117,20 @@ def test_what_cannot_be_asked_is_refused():
     unlabelled = [event.replace(truth={"interaction": np.int64(-1)}) for event in events(2)]
     with pytest.raises(ValueError, match="none of the 2 events has a known 'interaction'"):
         prompt_ablation(pretrained(), unlabelled, ["bare"], progress=False)
+
+
+def test_a_kept_temperature_is_that_of_the_trained_model_and_is_said():
+    """The trained rows are what predict() says; the frozen base, which nobody calibrated, stays as it is."""
+    plain = pretrained()
+    kept = dataclasses.replace(plain, extra={"temperature": {"interaction": 2.5}})
+    expected = [p.probability["interaction"] for p in kept.predict(events(), progress=False)]
+    np.testing.assert_allclose(class_probabilities(kept, events(), 4, progress=False), expected, atol=1e-5)
+    settings = {"draws": 1, "seed": 4, "progress": False}
+    before, after = (few_shot(made, events(12, first=50), events(), **settings) for made in (plain, kept))
+    truth = np.arange(9) % 3
+    assert after["rows"][0]["nll"] == pytest.approx(-np.log(np.stack(expected)[np.arange(9), truth]).mean(), rel=1e-3)
+    assert after["rows"][0]["nll"] != pytest.approx(before["rows"][0]["nll"], rel=1e-3)
+    for one, other in zip(before["rows"][1:], after["rows"][1:], strict=True):
+        assert one["nll"] == pytest.approx(other["nll"], rel=1e-6)
+    assert "interaction: T = 2.500). The frozen base is scored without it." in markdown(after)
+    assert "calibrated with" not in markdown(before)

@@ -14,13 +14,18 @@ from nufm.checkpoint import Pretrained
 from nufm.data.image_transforms import Brightness, Rebin
 from nufm.data.images import INTERACTION_NAMES, ImageBatch, ImageEvent, View
 from nufm.data.prediction import StreamPrediction
+from nufm.evaluation.class_scores import (
+    change,
+    class_probabilities,
+    macro_aucs,
+    scores_of,
+    true_classes,
+    without_temperature,
+)
 from nufm.evaluation.robustness import (
     NOMINAL,
-    change,
     levels_of,
-    macro_aucs,
     markdown,
-    scores_of,
     study_named,
     sweep,
     with_image_transforms,
@@ -239,6 +244,19 @@ def test_the_table_has_every_level_and_says_simulated():
     text = markdown(found)
     assert text.count("\n| ") == 2 * len(found["levels"]) + 3 and "simulated by nufm" in text  # and the head
     assert "2 % of the columns" in text and "(+0.0 ± 0.0)" in text
+
+
+def test_levels_have_the_temperature_of_the_export_and_the_table_says_so():
+    kept = dataclasses.replace(pretrained(), extra={"temperature": {"interaction": 2.0}, "steps": 3})
+    hot, cold = run("missing_view", kept), run("missing_view")
+    for one, other in zip(hot["probability"], cold["probability"], strict=True):
+        root = np.sqrt(other.astype(np.float64))
+        np.testing.assert_allclose(one, root / root.sum(1, keepdims=True), rtol=1e-5)
+    assert "keeps (interaction: T = 2.000)" in markdown(hot) and "calibrated with" not in markdown(cold)
+    bare = without_temperature(kept)
+    assert bare.extra == {"steps": 3} and kept.extra["temperature"], "the first is left alone"
+    np.testing.assert_array_equal(class_probabilities(bare, events(), 7), cold["probability"][0])
+    assert true_classes([*events(4), events(1)[0].replace(truth={})], "interaction").tolist() == [0, 1, 2, 0, -1]
 
 
 # ---------------------------------------------------------------------- refusals

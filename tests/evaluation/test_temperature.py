@@ -167,3 +167,16 @@ def test_events_without_truth_are_refused():
         calibration_study(PRETRAINED, spoken(3, 1.0), unknown, progress=False)
     with pytest.raises(ValueError, match="predicts nothing"):
         calibration_study(dataclasses.replace(PRETRAINED, task=None), spoken(3, 1.0), spoken(3, 1.0), progress=False)
+
+
+def test_a_temperature_that_is_kept_already_is_in_neither_row():
+    """Fitted again it is the same, and the first row is still the logits as they are."""
+    kept = dataclasses.replace(PRETRAINED, extra={"temperature": {"interaction": 3.0}})
+    first, again = (
+        calibration_study(made, spoken(60, 3.0), spoken(60, 3.0, seed=1), progress=False) for made in (PRETRAINED, kept)
+    )
+    for side in ("fit", "before", "after"):
+        assert again[side] == first[side]
+    assert again["temperature"] == {"interaction": 3.0} and first["temperature"] == {}
+    assert "The export had T = 3.000 for interaction before" in markdown(again)
+    assert "| T = 1 |" in markdown(first) and "export had" not in markdown(first)
