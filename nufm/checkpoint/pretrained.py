@@ -24,6 +24,7 @@ from torch import nn
 
 from nufm.checkpoint.describe import rebuilt
 from nufm.checkpoint.kinds import Inputs, check_event, inputs_of
+from nufm.checkpoint.maps import open_maps, warn_of_other_maps
 from nufm.checkpoint.temperature import calibrated
 from nufm.data.event import Event, PointBatch
 from nufm.data.images import ImageBatch, ImageEvent
@@ -193,11 +194,11 @@ class Pretrained:
             if self.inputs == "streams":
                 source = StreamReader(source)
             elif self.inputs == "images":
-                from nufm.data.image_files import ImageReader  # brings Pillow
-
-                source = ImageReader(source)
+                source = open_maps(source, self.extra)
             else:
                 source = PILArNetReader(source, energy_threshold=self.energy_threshold, min_points=0)
+        if self.inputs == "images":
+            warn_of_other_maps(source, self.extra, self.source)
         if getattr(self.encoder, "sees_batch_mates", False):
             batch_size = 1
         groups = getattr(source, "group", None) if getattr(self.model, "sees_groups", False) else None

@@ -144,8 +144,7 @@ def open_events(
         if options.events is None:
             return data.open(options.split, options.max_events, None)
         if pretrained.inputs == "images":
-            kind = {"size": data.size, "centre": data.centre, "detector": data.detector}
-            return ImageReader(options.events, options.max_events, **kind)
+            return data.open_files(options.events, options.max_events)
         return StreamReader(options.events, data.min_voxels, options.max_events, origin_mm=data.origin_mm)
     task = task_of(pretrained)
     reader = PILArNetReader(

@@ -19,11 +19,13 @@ from rich.markdown import Markdown
 
 from nufm.checkpoint import check_compatible, from_pretrained, save_pretrained
 from nufm.checkpoint.kinds import inputs_of
+from nufm.checkpoint.maps import KEY as MAPS
 from nufm.cli import REPOSITORY, RunCLI, run
 from nufm.commands.inputs import check_labels, data_module, take_transforms
 from nufm.commands.teacher import Teacher
 from nufm.data.datamodule import PointDataModule
 from nufm.data.event import PointBatch
+from nufm.data.image_datamodule import ImageDataModule
 from nufm.data.images import ImageBatch
 from nufm.data.stream_datamodule import StreamDataModule
 from nufm.data.streams import StreamBatch
@@ -206,6 +208,7 @@ def finish(cli: RunCLI, console: Console) -> None:
             **({"teacher": "/".join(Path(model.teacher).parts[-2:])} if isinstance(model, Distillation) else {}),
             "steps": steps,
             "data": "simulated by nufm" if data.root == "simulated" else data.root,
+            **({MAPS: data.described()} if isinstance(data, ImageDataModule) else {}),
             "commit": git_state(REPOSITORY)[0]["commit"],
         },
     )

@@ -25,6 +25,7 @@ from nufm.checkpoint import Pretrained, from_pretrained
 from nufm.checkpoint.describe import describe_transform
 from nufm.checkpoint.files import CONFIG, find_export
 from nufm.checkpoint.kinds import WORDS, Inputs, inputs_named
+from nufm.checkpoint.maps import maps_of
 from nufm.data.datamodule import EventDataModule, PointDataModule
 from nufm.data.pilarnet import NO_LABELS, PILArNetReader
 from nufm.data.stream_datamodule import StreamDataModule
@@ -185,14 +186,15 @@ def run_folder(checkpoint: str | Path) -> Path | None:
 
 
 def run_data(checkpoint: str | Path) -> dict[str, Any]:
-    """Where the events of a run are and how they were selected; empty if the checkpoint is not of a run.
+    """Where the events of a run are and how they were selected. Of an export that is not in a run, how its training cut
+    out pixel maps, if it says that; else empty.
 
     Raises:
         ValueError: the run's config.yaml is not YAML.
     """
     folder = run_folder(checkpoint)
     if folder is None:
-        return {}
+        return _exported_maps(checkpoint)
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
     except yaml.YAMLError as error:
@@ -200,6 +202,15 @@ def run_data(checkpoint: str | Path) -> dict[str, Any]:
     settings = ((config or {}).get("data") or {}).get("init_args") or {}
     left_out = TRAINING | OF_THIS_MACHINE | OF_THE_WEIGHTS - {"energy_threshold"}
     return {k: v for k, v in settings.items() if k not in left_out}
+
+
+def _exported_maps(checkpoint: str | Path) -> dict[str, Any]:
+    try:
+        config = json.loads((Path(checkpoint).expanduser() / CONFIG).read_text(encoding="utf-8"))
+        said = maps_of(config["extra"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # not an export; whoever opens it says what is wrong with it
+    return {key: said[key] for key in ("size", "centre", "detector") if key in said}
 
 
 def open_data(settings: Namespace | dict, pretrained: Pretrained) -> EventDataModule:

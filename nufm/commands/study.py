@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.markdown import Markdown
 
+from nufm.checkpoint.maps import warn_of_other_maps
 from nufm.commands.inputs import Opened, command_parser, data_module, default_folder, main, opened, provenance
 from nufm.commands.lora_ranks import RANKS, run_settings
 from nufm.commands.studies import ROBUST, study_of
@@ -169,10 +170,10 @@ def open_events(began: Opened) -> Sequence[ImageEvent]:
         ValueError: a split without files, or no event at all.
         FileNotFoundError: ``events`` names nothing.
     """
-    from nufm.data.image_files import ImageReader
-
     options = began.options
     robustness.classified_label(began.pretrained)
     if options.events is None:
         return began.data.open(options.split, options.max_events, None)
-    return ImageReader(options.events, max_events=options.max_events)
+    reader = began.data.open_files(options.events, options.max_events)
+    warn_of_other_maps(reader, began.pretrained.extra, began.pretrained.source)
+    return reader

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nufm.data.datamodule import SIMULATED, SPLITS, EventDataModule
 from nufm.data.image_files import ImageReader, find_images, image_kind
@@ -123,11 +123,29 @@ class ImageDataModule(EventDataModule):
         return ensure_maps(files, self.size or SIZE, self.centre, self.detector)
 
     def open(self, split: str, max_events: int | None, subset_seed: int | None) -> ImageReader:
-        said = {"labels": self.labels, "unit": self.unit, "pitch": self.pitch}
-        reader = ImageReader(self._maps(split), max_events, subset_seed, self.size, **said)
+        reader = self.open_files(self._maps(split), max_events, subset_seed)
         if len(reader) == 0:
             raise ValueError(f"{self.split_path(split)}: there are no events")
         return reader
+
+    def open_files(
+        self, paths: str | Path, max_events: int | None = None, subset_seed: int | None = None
+    ) -> ImageReader:
+        """Files that are no split of ``root``, read as those of the splits are: same size, labels, unit, pitch.
+
+        Raises:
+            FileNotFoundError: ``paths`` names nothing.
+            ValueError: they are not what they should be.
+        """
+        said = {"labels": self.labels, "unit": self.unit, "pitch": self.pitch}
+        return ImageReader(paths, max_events, subset_seed, self.size, self.centre, self.detector, **said)
+
+    def described(self) -> dict[str, Any]:
+        """How the maps of the training events are, for an export: size, centre and detector as arguments of this data
+        module, shape, pitch and unit as found."""
+        reader = self.reader("train")
+        found = {"shape": list(reader.shape), "pitch": float(reader.pitch), "unit": reader.unit}
+        return {"size": self.size, "centre": self.centre, "detector": self.detector, **found}
 
     # ---- batches
 

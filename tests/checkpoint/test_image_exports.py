@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from toy_maps import toy_event, toy_events
 from nufm.checkpoint import Pretrained, from_pretrained, model_card, save_pretrained
 from nufm.checkpoint.kinds import inputs_named, inputs_of
 from nufm.data.event import Event
+from nufm.data.image_files import ImageReader
 from nufm.data.image_hdf5 import write_maps
 from nufm.data.image_png import write_png_folder
 from nufm.data.image_transforms import Brightness, Rebin
@@ -75,6 +77,31 @@ def test_files_and_folders_are_read(export, tmp_path):
     # Grey values are whole numbers out of 255, and sums of them are not those of energies: near, and no more.
     assert from_pictures.shape == (5, 3) and np.isfinite(from_pictures).all()
     np.testing.assert_allclose(from_pictures.sum(1), 1, atol=1e-5)
+
+
+def test_maps_unlike_those_of_the_training_are_told(tmp_path, caplog):
+    """Size, pitch and unit of files, and of readers; once for a file, and not where an export does not say."""
+    said = {"maps": {"shape": [32, 32], "pitch": 5.0, "unit": "MeV", "size": 32, "centre": "vertex"}}
+    place = save_pretrained(tmp_path / "e", network(), transforms=TRANSFORMS, task="pixelmaps", extra=said)
+    loaded = from_pretrained(place)
+    like, unlike = toy_events(3), [e.replace(pitch=2.5, unit="grey") for e in toy_events(3, size=64)]
+    unknown = [e.replace(pitch=0.0) for e in like]
+    for name, events in (("like", like), ("unlike", unlike), ("unknown", unknown)):
+        write_maps(tmp_path / f"{name}.h5", events)
+
+    def told(source) -> list[str]:
+        caplog.clear()
+        loaded.predict(source, batch_size=1)
+        return [r.message for r in caplog.records if "trained on other maps" in r.message]
+
+    assert told(tmp_path / "like.h5") == told(tmp_path / "unknown.h5") == told(like) == []
+    (text,) = told(tmp_path / "unlike.h5")
+    assert f"{tmp_path / 'unlike.h5'}: {loaded.source} was trained on other maps" in text
+    for words in ("64 × 64 pixels in place of 32 × 32", "2.5 mm in place of 5 mm", "values in grey in place of MeV"):
+        assert words in text
+    assert told(ImageReader(tmp_path / "unlike.h5")) == [text]
+    loaded = dataclasses.replace(loaded, extra={})
+    assert told(tmp_path / "unlike.h5") == []
 
 
 def test_edges(export):

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from image_events import write_volume
 from toy_maps import toy_event, toy_events
 
 from nufm.checkpoint import from_pretrained, save_pretrained
 from nufm.commands.evaluate import evaluate, run
 from nufm.commands.inputs import data_module_of, run_data
+from nufm.commands.study import run as study
 from nufm.data.image_datamodule import ImageDataModule
+from nufm.data.image_files import ImageReader
 from nufm.data.image_hdf5 import write_maps
 from nufm.data.image_png import write_png_folder
 from nufm.data.image_transforms import Brightness, Rebin
@@ -31,7 +37,9 @@ def trained(tmp_path_factory) -> Path:
         write_maps(folder / "data" / split / "maps.h5", toy_events(n), {"producer": "simulated by nufm"})
     torch.manual_seed(0)
     network = SiameseSEResNet(channels=(4, 8), blocks=(1, 1))
-    save_pretrained(folder / "export", network, transforms=[Rebin(2), Brightness()], task="pixelmaps")
+    maps = {"shape": [32, 32], "size": 32, "centre": "charge", "detector": None, "pitch": 5.0, "unit": "MeV"}
+    extra = {"maps": maps}
+    save_pretrained(folder / "export", network, transforms=[Rebin(2), Brightness()], task="pixelmaps", extra=extra)
     settings = {
         "root": str(folder / "data"), "size": 32, "batch_size": 4, "num_workers": 2, "max_events": 3,
         "augment": [{"class_path": "nufm.data.image_transforms.FlipTransverse"}],
@@ -70,6 +78,48 @@ def test_other_files(trained, tmp_path, capsys):
     assert found["events"] == 4 and found["simulated"] is False
     printed = capsys.readouterr().out
     assert "efficiency / purity" in printed and "Pictures beside them: efficiency_purity_interaction.png" in printed
+
+
+def test_files_that_do_not_say_everything(trained, tmp_path, caplog):
+    """Unit, pitch and names of classes come from flags, in evaluations and in studies; a pitch other than in training
+    is told."""
+    events = toy_events(6)
+    with h5py.File(tmp_path / "bare.h5", "w") as file:
+        file["images"] = np.stack([[e.image("xz"), e.image("yz")] for e in events])
+        file["labels"] = np.array([b"mu", b"e", b"none"] * 2)
+    names = "{mu: numu CC, e: nue CC, none: NC}"
+    flags = ["--checkpoint", str(trained), "--events", str(tmp_path / "bare.h5"), "--out", str(tmp_path / "out")]
+    flags += ["--threads", "1", "--data.unit", "MeV", "--data.pitch", "4.0", "--data.labels", names]
+    found = run([*flags, "--examples", "0", "--cost", "false"])
+    studied = study(["missing_view", *flags])
+    said = [p.probability["interaction"].argmax() for p in from_pretrained(trained).predict(events, progress=False)]
+    right = sum(int(p) == i % 3 for i, p in enumerate(said)) / 6
+    assert found["labels"]["interaction"]["accuracy"] == pytest.approx(right)
+    assert studied["levels"][0]["accuracy"] == pytest.approx(right)
+    assert found["labels"]["interaction"]["support"] == studied["support"] == [2, 2, 2]
+    told = [r.message for r in caplog.records if "trained on other maps" in r.message]
+    assert len(told) == 2 and all("a pitch of 4 mm in place of 5 mm." in text for text in told)
+
+
+def test_three_dimensional_events_are_cut_out_as_in_training(trained, tmp_path):
+    """By a study and an evaluation, of a run and of its export alone, which says how."""
+    rng = np.random.default_rng(0)
+    low = np.array([100, 100, 100])  # all in a corner, where the middle of the detector is not
+    volume = [(low + np.stack(np.unravel_index(rng.choice(8000, 60, replace=False), (20,) * 3), 1), rng.random(60))]
+    truth = {"interaction": np.array([1]), "vertex": np.zeros((1, 3), np.float32)}  # far from the charge
+    write_volume(tmp_path / "volume.h5", volume, truth, detector="pixel_lartpc")
+    (here,) = ImageReader(tmp_path / "volume.h5", size=32, centre="charge")
+    assert here.shape == (32, 32) and here.n_pixels > 50
+    export = shutil.copytree(trained / "export", tmp_path / "alone")
+    assert run_data(export) == {"size": 32, "centre": "charge", "detector": None}
+    given = ["--events", str(tmp_path / "volume.h5"), "--threads", "1", "--out", str(tmp_path / "out")]
+    for flags in ([str(trained), "--data.centre", "charge"], [str(export)]):
+        studied = study(["missing_view", "--checkpoint", *flags, *given])
+        assert studied["levels"][0]["pixels"] == here.n_pixels
+        run(["--checkpoint", *flags, *given, "--examples", "0", "--cost", "false"])
+    (by_name,) = from_pretrained(export).predict(tmp_path / "volume.h5")
+    (by_hand,) = from_pretrained(export).predict([here])
+    np.testing.assert_array_equal(by_name.probability["interaction"], by_hand.probability["interaction"])
 
 
 def test_cost_is_told(trained, tmp_path):

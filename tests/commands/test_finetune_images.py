@@ -121,6 +121,9 @@ def test_what_an_export_says(folder):
     with torch.no_grad():
         features = loaded.features(ImageReader(folder / "data" / "test")[0])
     assert features.shape == (8,)
+    assert loaded.extra["maps"] == {
+        "size": 32, "centre": "vertex", "detector": None, "shape": [32, 32], "pitch": 5.0, "unit": "MeV"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("network", (VIT, SPARSE), ids=("vit", "sparse"))
