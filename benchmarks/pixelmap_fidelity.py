@@ -24,7 +24,10 @@ from matplotlib.colors import LogNorm
 from record import RESULTS, provenance, save
 from scipy import stats
 
+from nufm.data.detector import load_detector
+from nufm.data.event import Event
 from nufm.data.images import INTERACTION_NAMES, MODE_NAMES
+from nufm.data.pixelmaps import project
 from nufm.simulation.fasercal.decays import MASS
 from nufm.simulation.medium import LIQUID_ARGON
 from nufm.simulation.pixelmaps.dataset import simulation_version
@@ -39,17 +42,18 @@ MEASURED = {1.0: ((0.85, 1.1), (0.45, 0.7)), 3.0: ((0.65, 0.85), (0.18, 0.35)), 
 
 def numbers(event: PixelEvent) -> dict[str, float]:
     """What is counted in one event."""
-    voxel, energy = event.truth.point[:, :3].astype(np.int64), event.truth.point[:, 3].astype(float)
-    vertex = np.floor((event.vertex + LATTICE.high) / LATTICE.pitch).astype(np.int64)
-    inside = np.abs(voxel - vertex + 0.5).max(axis=1) < MAP / 2
-    total, below = float(energy.sum()), event.truth.below_threshold
+    point, detector = event.truth.point, load_detector("pixel_lartpc")
+    found = Event(point[:, :3].astype(np.int32), point[:, 3].astype(np.float32), detector=detector.name)
+    maps = project(found, MAP, event.vertex / detector.pitch_mm + detector.centre_voxel)
+    seen = {name: float(view.energy.sum(dtype=float)) for name, view in maps.views.items()}
+    total, below = float(point[:, 3].sum(dtype=float)), event.truth.below_threshold
     return {
-        "voxels": len(voxel),
-        "pixels of XZ": len(np.unique(voxel[inside][:, [0, 2]], axis=0)),
-        "pixels of YZ": len(np.unique(voxel[inside][:, [1, 2]], axis=0)),
+        "voxels": len(point),
+        "pixels of XZ": len(maps.views["xz"]),
+        "pixels of YZ": len(maps.views["yz"]),
         "visible energy, MeV": total,
         "visible energy / neutrino energy": total / 1000 / event.interaction.energy,
-        "charge inside the maps, share": float(energy[inside].sum() / total) if total else 1.0,
+        "charge inside the maps, share": sum(seen.values()) / (2 * total) if total else 1.0,  # mean of the views
         "charge below the threshold, share": below / (total + below) if total + below else 0.0,
         "inelasticity": event.interaction.inelasticity,
     }

@@ -61,6 +61,10 @@ def test_numbers_of_an_event_counted_by_hand() -> None:
     assert found["charge inside the maps, share"] == pytest.approx(0.5)
     assert found["charge below the threshold, share"] == pytest.approx(0.2)
     assert found["inelasticity"] == pytest.approx(0.25)
+    # far to one side in x: out of the map XZ, inside the map YZ
+    aside = fidelity.numbers(hand_made([[200, 200, 700], [200 - 257, 200, 701]], [1.0, 3.0]))
+    assert (aside["pixels of XZ"], aside["pixels of YZ"]) == (1, 2)
+    assert aside["charge inside the maps, share"] == pytest.approx((1 / 4 + 1) / 2)
     last = fidelity.numbers(hand_made([[200, 200, 955], [-56 + 0, 200, 700]], [1.0, 3.0]))
     assert last["charge inside the maps, share"] == 1.0  # the map's first row and last column
 
