@@ -52,7 +52,8 @@ from nufm.data.transforms import compose
 from nufm.machine import keep_freed_memory
 from nufm.models.constrained_generation import Answer, answer
 from nufm.models.label_scoring import LabelTokens, append_tokens, score_labels
-from nufm.models.vlm import ARCHITECTURES, TARGETS, add_adapters
+from nufm.models.vlm import TARGETS, add_adapters
+from nufm.models.vlm_base import ARCHITECTURES
 from nufm.models.vlm_inputs import PromptComposer
 
 PUBLISHED = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())["pixelmaps"]["models"]["VLM"]

@@ -47,7 +47,28 @@ def test_published_vit():
     assert round(parameters(run) / 1e6) == 632
 
 
-@pytest.mark.parametrize("name", ("cnn", "vit_h14"))
+def test_published_vlm():
+    """Adapters of rank 8, alpha 16, dropout 0.05 on seven projections of a base in 4 bit; AdamW 2e-4, constant after a
+    warm-up of 3 %, norm of gradients 0.3; 4 events per GPU, accumulation 2, one epoch; a checkpoint every 500 steps, a
+    line of the log every 10."""
+    config, run = built("pixelmap_vlm.yaml")
+    model, trainer = run.model, config.trainer
+    asked = model.network.arguments
+    assert (asked["rank"], asked["alpha"], asked["dropout"], asked["quantization"]) == (8, 16, 0.05, "nf4")
+    assert set(asked["targets"]) == {
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    }
+    assert asked["base"] == "meta-llama/Llama-3.2-11B-Vision-Instruct"
+    assert (model.peak, model.schedule, model.warmup, model.optimizer) == (2e-4, "constant", 0.03, "adamw")
+    assert (run.data.batch_size / trainer.devices, trainer.accumulate_grad_batches) == (4, 2)
+    assert (trainer.max_epochs, trainer.max_steps, trainer.gradient_clip_val) == (1, -1, 0.3)
+    assert (config.checkpoint.every_n_steps, trainer.log_every_n_steps) == (500, 10)
+    assert trainer.precision == "bf16-mixed"
+    assert parameters(run) > 10e9 and sum(p.numel() for p in run.model.parameters() if p.requires_grad) == 29_491_200
+
+
+@pytest.mark.parametrize("name", ("cnn", "vit_h14", "vlm"))
 def test_events_are_as_many_as_the_papers(name):
     """190,000 to train and validate, and a test sample of 10,000; 512 × 512 pixels, nothing done to them but
     brightness."""

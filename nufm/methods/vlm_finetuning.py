@@ -13,6 +13,8 @@ Shape legend: B events, L tokens.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -96,6 +98,10 @@ class VLMFineTuning(ImageClassification):
     def answer_loss(self, batch: ImageBatch, target: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy per token of the answers, and per event of their labels (without gradient).
 
+        The mean is over the tokens of this batch on this process. Batches that are accumulated, and those of several
+        processes, count alike whatever their number of tokens, as in the training loops of transformers before 4.46:
+        where answers differ in length, that is not quite the mean of all tokens.
+
         Args:
             batch: events.
             target: int64 (B,) classes; events without one (-1) do not count.
@@ -137,6 +143,11 @@ class VLMFineTuning(ImageClassification):
         return min(1.0, (self.global_step + 1) / max(1.0, steps)), 0.9
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.warmup > 0 and not math.isfinite(self.trainer.estimated_stepping_batches):
+            raise ValueError(
+                f"a warm-up over {self.warmup:g} of the steps needs the length of the training: set trainer.max_steps "
+                "or max_epochs, or model.warmup to 0"
+            )
         parameters = [p for _, p in self.network.adapter_parameters()]
         group = {"params": parameters, "peak": self.peak, "weight_decay": self.weight_decay}
         return torch.optim.AdamW([group], lr=self.peak, fused=True)

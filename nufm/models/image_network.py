@@ -17,10 +17,13 @@ LABEL = "interaction"
 
 
 class ImageNetwork(nn.Module):
-    """A network that maps pixel maps in [0, 1] to logits; subclasses define ``event_features`` and set ``head``.
+    """A network that maps pixel maps in [0, 1] to logits.
 
-    A missing view is seen as an empty one, a map of 0: what is said of an event that has lost a view is what would be
-    said had the view no charge.
+    Subclasses define ``event_features`` and set ``head``, or define ``forward`` and have no features of events.
+
+    Networks that look at nothing but the maps see a missing view as an empty one, a map of 0: what they say of an event
+    that has lost a view is what they would say had the view no charge. An image-text model is told in words that a view
+    is missing, and may say something else.
 
     Args:
         n_classes: K.

@@ -26,7 +26,6 @@ from nufm.data.prompts import END_OF_LABEL, load_prompt
 from nufm.models.constrained_generation import Answer, answer
 from nufm.models.image_network import LABEL, ImageNetwork
 from nufm.models.label_scoring import SHARPENING, LabelScores, LabelTokens, Rule, score_labels
-from nufm.models.vlm_base import ARCHITECTURES as ARCHITECTURES
 from nufm.models.vlm_base import builds_empty, checked_identity, empty_base, load_base
 from nufm.models.vlm_inputs import Example, PromptComposer, appended
 
