@@ -15,6 +15,7 @@ each model. What is finished is not repeated: the same command goes on where it 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -163,9 +164,9 @@ def scored(run: Path, events: Sequence[ImageEvent] | None = None) -> dict[str, A
     from nufm.checkpoint.sizes import parameter_count
     from nufm.evaluation.robustness import sweep
 
-    path = run / SCORES
-    if path.is_file() and path.stat().st_mtime >= (run / "export" / "config.json").stat().st_mtime:
-        return json.loads(path.read_text())
+    of = made_of(run) | {"events": EVENTS, "levels": [repr(level) for level in resolutions()]}
+    if (run / PROBABILITIES).is_file() and (known := kept(run / SCORES, of)) is not None:
+        return known
     with LOADING:
         model = from_pretrained(run)
     result = sweep(model, test_events() if events is None else events, resolutions(), batch_size=16, progress=False)
@@ -179,8 +180,21 @@ def scored(run: Path, events: Sequence[ImageEvent] | None = None) -> dict[str, A
     }  # fmt: skip
     names = [level["series"] for level in result["levels"]]
     np.savez(run / PROBABILITIES, target=result["target"], **dict(zip(names, result["probability"], strict=True)))
-    write_atomic(path, json.dumps(found) + "\n")
+    write_atomic(run / SCORES, json.dumps({"made_of": of, **found}) + "\n")
     return found
+
+
+def made_of(run: Path) -> dict[str, Any]:
+    """Which export numbers are of: its configuration, where the digest of its weights and its temperature stand."""
+    return {"export": hashlib.sha256((run / "export" / "config.json").read_bytes()).hexdigest()}
+
+
+def kept(path: Path, of: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Numbers that were kept, if they are there and were made of just this."""
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text())
+    return found if found.pop("made_of", None) == of else None
 
 
 def with_matrix(level: Mapping[str, Any], probability: np.ndarray, target: np.ndarray) -> dict[str, Any]:
@@ -197,12 +211,12 @@ def cost(run: Path, events: Sequence[ImageEvent]) -> dict[str, Any]:
     from nufm.checkpoint import from_pretrained
     from nufm.evaluation.cost import cost_per_event
 
-    path = run / COSTS
-    if path.is_file() and path.stat().st_mtime >= (run / "export" / "config.json").stat().st_mtime:
-        return json.loads(path.read_text())
+    of = made_of(run) | {"events": TIMED, "threads": THREADS, "hardware": provenance()["hardware"]}
+    if (known := kept(run / COSTS, of)) is not None:
+        return known
     torch.set_num_threads(THREADS)
     found = cost_per_event(from_pretrained(run), [events[i] for i in range(TIMED)])
-    write_atomic(path, json.dumps(found) + "\n")
+    write_atomic(run / COSTS, json.dumps({"made_of": of, **found}) + "\n")
     return found
 
 
@@ -279,6 +293,11 @@ def write(names: Mapping[tuple[str, int], str], runs: Path, out: Path, workers: 
     commits = {json.loads((runs / name / SETTINGS).read_text())["commit"] for name in names.values()}
     first = {model: next(name for (m, _), name in names.items() if m == model) for model in found}
     costs = {model: cost(runs / name, events) for model, name in first.items()}
+    # Students learnt from seed 0, whichever seeds are rows of the tables.
+    named = {MODELS[model].teacher for model in found} - {None}
+    folders = {teacher: runs / run_name(teacher, 0) for teacher in MODELS if teacher in named}
+    folders = {teacher: run for teacher, run in folders.items() if (run / "export" / "config.json").is_file()}
+    teachers = {teacher: scored(run) | {"ms": cost(run, events)["ms"]} for teacher, run in folders.items()}
     baseline = trees(test_events("train"), events)
     report = {
         **provenance(),
@@ -288,6 +307,7 @@ def write(names: Mapping[tuple[str, int], str], runs: Path, out: Path, workers: 
         "runs": {model: [seed for m, seed in names if m == model] for model in found},
         "commits_of_the_runs": sorted(commits),
         "scores": found,
+        "teachers": teachers,
         "trees": baseline,
         "cost": costs,
         "published": PUBLISHED,
@@ -359,7 +379,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         rows.append([f"published, {model}", *cells])
     head = ["nominal resolution", *HEAD, "trainable parameters", "memory (MB)", "ms per event"]
     text = [table(head, rows), half_table(found | reference), class_table(found | reference)]
-    if rows := distilled(found, costs):
+    if rows := distilled(found, costs, report["teachers"]):
         text.append(table(["student / teacher (its seed 0)", "accuracy", "kept", "parameters", "ms per event"], rows))
     seeds = ", ".join(f"{model}: {len(s)}" for model, s in report["runs"].items())
     sizes = f"{EVENTS['n_train']:,} to train, {EVENTS['n_val']} to choose the checkpoint, {sum(test):,} to test"
@@ -403,22 +423,27 @@ def class_table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return table(["AUC", *INTERACTION_NAMES, *(f"{name}, half" for name in INTERACTION_NAMES)], rows)
 
 
-def distilled(found: Mapping[str, Sequence[Mapping[str, Any]]], costs: Mapping[str, Mapping[str, Any]]) -> list:
-    """What is left of each teacher in its student, student / teacher; first the same network without a teacher."""
+def distilled(
+    found: Mapping[str, Sequence[Mapping[str, Any]]],
+    costs: Mapping[str, Mapping[str, Any]],
+    teachers: Mapping[str, Mapping[str, Any]],
+) -> list:
+    """What is left of each teacher in its student, student / teacher (the very run that the student learnt from); first
+    the same network without a teacher."""
     rows = []
     for model, runs in found.items():
         teacher = MODELS[model].teacher
         if model == ALONE:
             alone = [spread(runs, NOMINAL, "accuracy"), "–", amount(runs[0]["parameters"]), short(costs[model]["ms"])]
             rows.insert(0, [model, *alone])
-        if teacher not in found:
+        if teacher not in teachers:
             continue
-        first = found[teacher][0]
+        first = teachers[teacher]
         ours, theirs = mean(runs, NOMINAL, "accuracy"), first["levels"][NOMINAL]["accuracy"]
         rows.append([
             model, f"{spread(runs, NOMINAL, 'accuracy')} / {theirs:.3f}", f"{100 * ours / theirs:.0f} %",
             f"{amount(runs[0]['parameters'])} / {amount(first['parameters'])}",
-            f"{short(costs[model]['ms'])} / {short(costs[teacher]['ms'])}",
+            f"{short(costs[model]['ms'])} / {short(first['ms'])}",
         ])  # fmt: skip
     return rows if len(rows) > 1 else []
 

@@ -22,6 +22,7 @@ from study import SETTINGS
 from toy_maps import toy_event, toy_events
 
 from nufm.checkpoint import save_pretrained
+from nufm.checkpoint.temperature import keep_temperature
 from nufm.data.image_transforms import Brightness, Rebin
 from nufm.data.images import ImageEvent, View
 from nufm.models.se_resnet import SiameseSEResNet
@@ -129,7 +130,7 @@ def test_tables_of_finished_runs(small, monkeypatch):
         assert (small / "out" / f"pixelmap_classifiers_{name}.png").stat().st_size > 10_000
 
 
-def test_scores_are_kept_until_the_run_changes(small):
+def test_scores_are_kept_until_the_run_changes(small, monkeypatch):
     run, events = small / "runs" / "cnn-0", [toy_event(i % 3, i, 128) for i in range(6)]
     first = benchmark.scored(run, events)
     assert benchmark.scored(run, []) == first, "nothing is predicted again"
@@ -138,5 +139,55 @@ def test_scores_are_kept_until_the_run_changes(small):
     assert not np.allclose(kept[benchmark.NOMINAL], kept[benchmark.HALF])
     later = (run / benchmark.SCORES).stat().st_mtime + 10
     os.utime(run / "export" / "config.json", (later, later))
+    assert benchmark.scored(run, []) == first, "copied, it is the same export"
+    keep_temperature(run, "interaction", 2.0)  # no weight changes, the probabilities do
+    os.utime(run / "export" / "config.json", (0, 0))
     with pytest.raises(ValueError, match="no events"):
         benchmark.scored(run, [])
+    again = benchmark.scored(run, events)
+    assert again["levels"]["nominal"]["accuracy"] == first["levels"]["nominal"]["accuracy"]
+    assert again["levels"]["nominal"]["nll"] != first["levels"]["nominal"]["nll"]
+    with monkeypatch.context() as changed, pytest.raises(ValueError, match="no events"):
+        changed.setitem(benchmark.EVENTS, "n_test", 7)
+        benchmark.scored(run, [])
+    monkeypatch.setattr(benchmark, "resolutions", lambda: [])
+    with pytest.raises(ValueError, match="no events"):
+        benchmark.scored(run, [])
+
+
+def test_costs_are_kept_for_an_export_on_a_machine(small, monkeypatch):
+    asked = []
+    monkeypatch.setattr("nufm.evaluation.cost.cost_per_event", lambda *of: asked.append(of) or {"ms": len(asked)})
+    run, events = small / "runs" / "cnn-0", toy_events(8, 128)
+    assert [benchmark.cost(run, events) for _ in range(2)] == [{"ms": 1}] * 2
+    before = benchmark.provenance()
+    monkeypatch.setattr(benchmark, "provenance", lambda: before | {"hardware": "another"})
+    assert benchmark.cost(run, events) == {"ms": 2}
+
+
+def test_a_student_is_compared_with_the_run_that_taught_it(small, monkeypatch):
+    """Tables of seed 1 alone: the teacher's seed 0 is no row, but the student's teacher all the same."""
+    monkeypatch.setattr(benchmark, "cost", lambda run, events: {"ms": 12.34, "memory_gb": None})
+    for model, seed in (("CNN", 1), ("student of the CNN", 1), (benchmark.ALONE, 1)):
+        torch.manual_seed(20 + seed)
+        network = SiameseSEResNet(channels=(6, 6), blocks=(1, 1))
+        run = small / "runs" / benchmark.run_name(model, seed)
+        save_pretrained(run / "export", network, transforms=[Rebin(4), Brightness()], task="pixelmaps")
+        command = list(benchmark.training(model, seed, small / "runs").command)
+        (run / SETTINGS).write_text(json.dumps({"command": command, "commit": "abc"}))
+    argv = ["pixelmap_classifiers.py", "--runs", str(small / "runs"), "--finished", "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--out", str(small / "out")])
+    drawn = []
+    monkeypatch.setattr(benchmark, "draw", lambda *of: drawn.append(of))
+    kept = benchmark.scored
+
+    def told(run: Path, events: object = None) -> dict:
+        found = kept(run)
+        found["levels"]["nominal"]["accuracy"] = {"cnn-1": 0.25, "cnn-0": 0.75}.get(run.name, 0.5)
+        return found
+
+    monkeypatch.setattr(benchmark, "scored", told)
+    benchmark.main()
+    text = (small / "out" / "pixelmap_classifiers.md").read_text()
+    assert drawn and "| CNN | 0.250 |" in text
+    assert "| student of the CNN | 0.500 / 0.750 | 67 % |" in text
