@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nufm.data.images import VIEWS, ImageBatch
 from nufm.data.prompts import Prompt
+from nufm.models.label_scoring import append_tokens
 
 DATE = "26 Jul 2024"  # the one that the template of Llama 3 itself falls back to
 IGNORED = -100  # of the labels of tokens that are not learnt
@@ -184,19 +184,9 @@ def appended(inputs: Mapping[str, Tensor], rows: Sequence[Sequence[int]], pad: i
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
         known[i, : len(row)] = 1
     ids, known = ids.to(device), known.to(device)
-    found = {}
-    for name, value in inputs.items():
-        if name == "input_ids":
-            value = torch.cat([value, ids], 1)
-        elif name == "attention_mask":
-            value = torch.cat([value, known.to(value.dtype)], 1)
-        elif name == "cross_attention_mask":  # (B, L, I, tiles): an answer sees what the last word of the question sees
-            value = torch.cat([value, value[:, -1:].expand(-1, longest, -1, -1)], 1)
-        elif name == "labels":
-            continue
-        elif value.shape == (n, length):  # kinds of tokens: 0 is text
-            value = F.pad(value, (0, longest))
-        found[name] = value
+    found = append_tokens({name: value for name, value in inputs.items() if name != "labels"}, ids)
+    if "attention_mask" in found:
+        found["attention_mask"][:, length:] = known
     before = inputs.get("labels", torch.full((n, length), IGNORED, device=device))
     found["labels"] = torch.cat([before, ids.masked_fill(known == 0, IGNORED)], 1)
     return found
