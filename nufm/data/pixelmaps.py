@@ -24,7 +24,9 @@ from typing import Literal
 import h5py
 import numpy as np
 
-from nufm.data import image_hdf5
+from nufm.data import detector as detector_files
+from nufm.data import event as event_arrays
+from nufm.data import image_hdf5, images, pilarnet
 from nufm.data.cache import cached, new_folder
 from nufm.data.detector import FOLDER, load_detector
 from nufm.data.event import Event
@@ -185,8 +187,8 @@ def ensure_maps(
 ) -> Path:
     """The maps of 3D files from the cache; projected first if they are not there.
 
-    The name in the cache comes from the files (path, size, time), the arguments and the code, so that a change of any
-    of these makes other maps.
+    The name in the cache comes from the files (path, size, time), the arguments, and the code that reads, projects and
+    writes events, so that a change of any of these makes other maps.
 
     Args:
         paths: file, folder, glob, or a list of these.
@@ -198,7 +200,9 @@ def ensure_maps(
     files = find_files(paths)
     stats = [(str(path.resolve()), (s := path.stat()).st_size, s.st_mtime_ns) for path in files]
     digest = hashlib.sha256(json.dumps([stats, size, centre, detector, energy_threshold]).encode())
-    for source in (Path(__file__), Path(image_hdf5.__file__), *sorted(FOLDER.glob("*.yaml"))):
+    for module in (detector_files, event_arrays, image_hdf5, images, pilarnet):
+        digest.update(Path(module.__file__).read_bytes())
+    for source in (Path(__file__), *sorted(FOLDER.glob("*.yaml"))):
         digest.update(source.read_bytes())
 
     def make(folder: Path) -> None:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from image_events import random_volume, write_volume
 
-from nufm.data import pixelmaps
+from nufm.data import detector, event, image_hdf5, images, pilarnet, pixelmaps
 from nufm.data.detector import load_detector
 from nufm.data.event import Event
 from nufm.data.image_files import ImageReader
 from nufm.data.pilarnet import PILArNetReader
 from nufm.data.pixelmaps import VolumeFile, centre_of, ensure_maps, pixel_pitch, project
 
+MODULES = (detector, event, image_hdf5, images, pilarnet)  # that maps in the cache come from
 GENUINE = Path(__file__).parent / "pilarnet_m_event.h5"
 LATTICE = load_detector("pixel_lartpc").lattice
 
@@ -177,6 +178,17 @@ def test_the_cache_follows_files_and_arguments(tmp_path):
     volume(path, 3)
     changed = ensure_maps(path, size=32)
     assert changed not in others and len(ImageReader(changed)) == 3
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
+def test_the_cache_follows_the_code(tmp_path, monkeypatch, module):
+    """Of the reader, the maps and the file: maps of other code are made anew."""
+    path = volume(tmp_path / "a.h5", 1)
+    folder = ensure_maps(path, size=8)
+    changed = tmp_path / "changed.py"
+    changed.write_text(Path(module.__file__).read_text() + "# a word more")
+    monkeypatch.setattr(module, "__file__", str(changed))
+    assert ensure_maps(path, size=8) != folder
 
 
 def test_an_energy_threshold(tmp_path):
