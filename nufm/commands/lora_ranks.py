@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ def lora_ranks(
     Args:
         checkpoint: run folder of an image-text model, whose settings are taken.
         events: a reader or a list, with truth.
-        folder: of the runs, ``rank-R-seed-S``; finished ones are kept. The run itself is that of its rank and seed.
+        folder: of the runs, ``rank-R-seed-S``; finished ones are kept. The run itself is that of its rank and seed, if
+            its events came in the order of that seed, too.
         ranks: of the adapters.
         seeds: of the trainings: initial adapters and order of the events.
         batch_size: events at a time, for the scores.
@@ -71,7 +72,7 @@ def lora_ranks(
     network = settings["model"]["init_args"]["network"]["init_args"]
     ratio = network["alpha"] / network["rank"]
     ranks = sorted(set(ranks))
-    own = (network["rank"], settings.get("seed_everything"))
+    own = own_training(settings)
     made = {
         (rank, seed): run_folder(checkpoint) if (rank, seed) == own else folder / f"rank-{rank}-seed-{seed}"
         for seed in seeds
@@ -138,6 +139,15 @@ def run_settings(checkpoint: str) -> dict[str, Any]:
             "image-text model (configs/tiny/pixelmap_vlm.yaml)"
         )
     return settings
+
+
+def own_training(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Rank and seed that a run's own settings stand for; None if it has one seed for the adapters and another for the
+    order of its events, which no training here has."""
+    seed = settings.get("seed_everything")
+    of_events = (settings.get("data", {}).get("init_args") or {}).get("seed", 0)
+    rank = settings["model"]["init_args"]["network"]["init_args"]["rank"]
+    return None if isinstance(seed, bool) or seed is None or seed != of_events else (rank, seed)
 
 
 def _train(checkpoint: str, folder: Path, rank: int, alpha: float, seed: int, threads: int | None) -> None:

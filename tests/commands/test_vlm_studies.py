@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import toy_language_models
 from run_support import REPOSITORY, environment
 
+from nufm.commands.lora_ranks import own_training
 from nufm.commands.study import run
 from nufm.data.image_hdf5 import write_maps
 
@@ -83,6 +84,18 @@ def test_worse_events_and_calibration(trained):
     found = studied(trained, "missing_view")
     assert found["events"] == 12 and len(found["levels"]) == 4
     assert studied(trained, "calibration")["fit"]["events"] == 12
+
+
+def test_a_run_stands_for_its_rank_where_all_its_seeds_are_one():
+    def settings(everything: object, **data: object) -> dict:
+        network = {"init_args": {"rank": 8, "alpha": 16}}
+        model = {"init_args": {"network": network}}
+        return {"seed_everything": everything, "model": model, "data": {"init_args": data}}
+
+    assert own_training(settings(0)) == own_training(settings(0, seed=0)) == (8, 0)
+    assert own_training(settings(3, seed=3)) == (8, 3)
+    assert own_training(settings(3)) is own_training(settings(0, seed=3)) is own_training(settings(True)) is None
+    assert own_training({**settings(0), "data": {"init_args": None}}) == (8, 0)
 
 
 @pytest.mark.slow
