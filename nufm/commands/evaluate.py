@@ -58,6 +58,8 @@ class EvaluateOptions:
     Attributes:
         checkpoint: run folder of scripts/finetune.py, export folder, hf://owner/name, or released weights (Panda .pth,
             PoLAr-MAE or Point-MAE .ckpt).
+        base: of an image-text model, whose checkpoint holds adapters alone: folder of the base they were trained on, if
+            it is no longer where it was.
         split: which events of data.root.
         events: HDF5 file, folder or glob in place of a split.
         max_events: score the first ones only; null = all.
@@ -73,6 +75,7 @@ class EvaluateOptions:
     """
 
     checkpoint: str
+    base: str | None = None
     split: Literal["train", "val", "test"] = "test"
     events: str | None = None
     max_events: int | None = None

@@ -128,7 +128,8 @@ def opened(
     parser, config = parse(make, args, description)
     options = parser.instantiate(config)
     check(options)
-    pretrained = from_pretrained(options.checkpoint, map_location=choose_device(options.device, options.threads))
+    device = choose_device(options.device, options.threads)
+    pretrained = from_pretrained(options.checkpoint, map_location=device, base=getattr(options, "base", None))
     return Opened(options, pretrained, open_data(options.data, pretrained), parser.dump(config, skip_unset=False))
 
 
