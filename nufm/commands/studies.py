@@ -127,7 +127,7 @@ def _calibration(began: Opened, events: Sequence[ImageEvent], out: Path) -> Done
         found["kept_in"] = str(keep_temperature(options.checkpoint, found["label"], found["fit"]["temperature"]))
 
     def draw(found: dict[str, Any], path: Path, title: str) -> None:
-        sides = {"as it is": found["before"], f"T = {found['fit']['temperature']:.2f}": found["after"]}
+        sides = {"T = 1": found["before"], f"T = {found['fit']['temperature']:.2f}": found["after"]}
         reliability_pair(sides, path, title)
 
     return Done(found, "Calibration with a temperature", temperature.markdown, draw)
