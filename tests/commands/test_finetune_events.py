@@ -311,7 +311,7 @@ def test_a_checkpoint_of_a_run_is_its_export(folder, name):
 
 def test_misfits_of_an_export_are_refused(folder, tmp_path):
     tuned = from_pretrained(folder / "tuned")
-    with pytest.raises(ValueError, match=r"grid_size is 0\.001 for EventNetwork"):
+    with pytest.raises(ValueError, match=r"'grid_size' is 0\.001 for EventNetwork"):
         save_pretrained(tmp_path / "a", tuned.model, transforms=[], grid_size=0.001)
     with pytest.raises(ValueError, match="the task 'motif' is semantic, EventNetwork is event; expected one of fas"):
         save_pretrained(tmp_path / "b", tuned.model, transforms=[], task="motif", classes={"motif": ["a"] * 6})
@@ -321,7 +321,7 @@ def test_misfits_of_an_export_are_refused(folder, tmp_path):
         save_pretrained(tmp_path / "d", tuned.encoder, transforms=[], task="fasercal")
     config = json.loads((folder / "tuned" / "export" / "config.json").read_text())
     assert config["grid_size"] is None and config["selection"] == {} and config["task"] == "fasercal"
-    assert isinstance(tuned.model, EventNetwork) and tuned.of_streams
+    assert isinstance(tuned.model, EventNetwork) and tuned.inputs == "streams"
 
 
 # ---------------------------------------------------------------------------------------- evaluate
