@@ -57,6 +57,8 @@ def event(seed: int, flavour: int | None = None, hits: int = 40) -> StreamEvent:
 class MeanCharge(nn.Module):
     """Logit of class c: -(mean charge in 3DCal - (1 + c))², vertex always at the origin."""
 
+    inputs = "streams"
+
     def __init__(self) -> None:
         super().__init__()
         self.n_classes = {"flavour": 6}
